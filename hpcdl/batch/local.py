@@ -1,0 +1,196 @@
+"""The `local` scheduler: runs the same script on this machine, under a supervising process that outlives the terminal.
+
+`submit` starts `python -m hpcdl.batch.local RUN` in a session of its own; that process runs the script in yet another session,
+enforces the walltime, and writes the `exited` event. A job's state is derived from that event and from whether the supervisor
+(this process id with this start time, on this host) still lives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from hpcdl.batch.states import JobInfo, Submission
+from hpcdl.errors import FailedError, UsageError
+from hpcdl.resources import parse_time, time_text
+from hpcdl.rundir import RunDir
+
+GRACE_S = 30
+"""Between SIGTERM, which lets a training save its state, and SIGKILL; as long as Slurm's KillWait."""
+
+PREFIX = "local-"
+
+
+class Local:
+    """This machine, without Slurm."""
+
+    def check(self, cluster: str) -> None:
+        """Raises UsageError when this machine has no bash."""
+        if shutil.which("bash") is None:
+            raise UsageError(f"no bash on PATH: the scripts of cluster {cluster} need it")
+
+    def submit(self, run: RunDir, sbatch_arguments: Sequence[str]) -> Submission:
+        """Start the supervisor; sbatch arguments mean nothing here and are refused.
+
+        Raises:
+            UsageError: there are sbatch arguments.
+        """
+        if sbatch_arguments:
+            raise UsageError(f"--sbatch {' '.join(sbatch_arguments)!r} is for Slurm; cluster local has no sbatch")
+        supervisor = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hpcdl.batch.local", str(run.path)],
+            cwd=run.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        details = {"pid": supervisor.pid, "pid_start": process_start(supervisor.pid), "host": socket.gethostname()}
+        return Submission(f"{PREFIX}{supervisor.pid}", details)
+
+    def jobs(self, runs: Sequence[tuple[RunDir, str]]) -> dict[str, JobInfo]:
+        """State of each job, by job id."""
+        return {job_id: self._job(run, job_id) for run, job_id in runs}
+
+    def cancel(self, run: RunDir, job_id: str) -> None:
+        """Ask the supervisor to end the job; ending one that has ended is no error.
+
+        Raises:
+            FailedError: the job runs on another host.
+        """
+        event = _submitted(run, job_id)
+        if event.get("host") != socket.gethostname():
+            raise FailedError(f"job {job_id} of {run.name} was started on {event.get('host')}; cancel it there")
+        if _alive(event):
+            os.kill(event["pid"], signal.SIGTERM)
+
+    def _job(self, run: RunDir, job_id: str) -> JobInfo:
+        submitted = _submitted(run, job_id)
+        began = float(submitted["time"])
+        ended = next((e for e in run.events() if e["event"] == "exited" and e["job_id"] == job_id), None)
+        limit = run.spec().get("resources", {}).get("time", "")
+        until = float(ended["time"]) if ended else time.time()
+
+        def info(state: str, code: int | None = None, reason: str = "") -> JobInfo:
+            return JobInfo(
+                job_id, state, code, reason, str(submitted.get("host", "")), 1, "local", "",
+                time_text((until - began) / 60), limit, _clock(began), _clock(until) if not_active(state) else "", "local",
+            )  # fmt: skip
+
+        def not_active(state: str) -> bool:
+            return state != "RUNNING"
+
+        if ended:
+            return info(ended["state"], ended["exit_code"])
+        if _alive(submitted) or submitted.get("host") != socket.gethostname():
+            return info("RUNNING")
+        return info("NODE_FAIL", None, "its supervising process is gone (killed, or the machine was restarted)")
+
+
+def process_start(pid: int) -> str:
+    """When a process started, as this system tells it; empty when there is none. Guards against reused process ids."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            # Fields after the command's closing bracket; state is the first, start time in clock ticks the twentieth.
+            values = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if values[0] == "Z" else values[19]
+    done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _alive(event: dict[str, object]) -> bool:
+    pid = event.get("pid")
+    return isinstance(pid, int) and event.get("pid_start") == process_start(pid) != ""
+
+
+def _submitted(run: RunDir, job_id: str) -> dict[str, object]:
+    for event in run.events():
+        if event["event"] == "submitted" and event["job_id"] == job_id:
+            return event
+    raise FailedError(f"{run.attempts_file}: no record of job {job_id}")
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+
+
+def supervise(run: RunDir) -> int:
+    """Run the script to its end, its time limit or a SIGTERM; write the `exited` event; give the job's exit code."""
+    job_id = f"{PREFIX}{os.getpid()}"
+    asked: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, remember)
+    limit_s = parse_time(run.spec()["resources"]["time"]) * 60
+    with run.log(job_id).open("ab") as log:
+        job = subprocess.Popen(
+            ["bash", str(run.script)], cwd=run.path, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "HPCDL_JOB_ID": job_id}, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + limit_s
+    state = ""
+    while job.poll() is None:
+        if not state and asked:
+            state = "CANCELLED"
+        elif not state and time.monotonic() > deadline:
+            state = "TIMEOUT"
+        else:
+            time.sleep(0.1)
+            continue
+        _end_session(job)
+    code = job.returncode if job.returncode >= 0 else 128 - job.returncode
+    _signal_session(job.pid, signal.SIGKILL)  # a rank that outlived the script
+    run.record("exited", job_id, state=state or ("COMPLETED" if code == 0 else "FAILED"), exit_code=code)
+    return code
+
+
+def _end_session(job: subprocess.Popen[bytes]) -> None:
+    _signal_session(job.pid, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until and _session(job.pid):
+        job.poll()
+        time.sleep(0.1)
+    _signal_session(job.pid, signal.SIGKILL)
+    job.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Live processes of a session: mpirun gives every rank a process group of its own, but not a session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            values = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if values[0] != "Z" and int(values[3]) == leader:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def _signal_session(leader: int, number: int) -> None:
+    if Path("/proc/self/stat").exists():
+        targets = _session(leader)
+        # The shell would die of SIGTERM before its children had time to end well, and the job's own code would be lost.
+        for pid in targets if number == signal.SIGKILL else [pid for pid in targets if pid != leader] or targets:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        return
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(RunDir(Path(sys.argv[1]))))

@@ -1,0 +1,87 @@
+"""One door to both schedulers: submit a run, ask for the state of many, cancel one, wait for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from hpcdl.batch.local import PREFIX, Local
+from hpcdl.batch.slurm import Slurm
+from hpcdl.batch.states import JobInfo
+from hpcdl.cluster import Cluster
+from hpcdl.errors import HpcdlError
+from hpcdl.rundir import RunDir
+
+POLL_LOCAL_S = 0.5
+POLL_SLURM_S = 5.0
+"""A batched squeue for one job this often is what a user with `watch` would cause; login nodes bear it."""
+
+
+def submit_run(cluster: Cluster, run: RunDir, sbatch_arguments: Sequence[str], undo: Callable[[], None]) -> str:
+    """Submit the run's script and note it; `undo` takes the run folder back to what it was when the scheduler refuses.
+
+    Returns:
+        The job id.
+    """
+    scheduler = _scheduler(cluster)
+    try:
+        scheduler.check(cluster.name)
+        taken = scheduler.submit(run, sbatch_arguments)
+    except HpcdlError:
+        undo()
+        raise
+    run.record("submitted", taken.job_id, **taken.details)
+    return taken.job_id
+
+
+def check_scheduler(cluster: Cluster) -> None:
+    """Raises UsageError when jobs cannot be submitted from here."""
+    _scheduler(cluster).check(cluster.name)
+
+
+def job_states(runs: Sequence[RunDir]) -> dict[str, JobInfo | None]:
+    """State of each run's newest job, by run name, with one squeue and one sacct call for all; None: never submitted."""
+    newest: dict[str, tuple[RunDir, str, float]] = {}
+    for run in runs:
+        events = [event for event in run.events() if event["event"] == "submitted"]
+        if events:
+            newest[run.name] = (run, events[-1]["job_id"], float(events[-1]["time"]))
+    here = [(run, job_id) for run, job_id, _ in newest.values() if job_id.startswith(PREFIX)]
+    there = [(job_id, when) for _, job_id, when in newest.values() if not job_id.startswith(PREFIX)]
+    infos: dict[str, JobInfo] = Local().jobs(here) if here else {}
+    if there:
+        infos |= Slurm().jobs(there)
+    return {run.name: infos[newest[run.name][1]] if run.name in newest else None for run in runs}
+
+
+def job_state(run: RunDir) -> JobInfo | None:
+    """State of one run's newest job."""
+    return job_states([run])[run.name]
+
+
+def cancel_run(run: RunDir) -> str | None:
+    """Cancel the run's newest job; gives its id, None when the run was never submitted."""
+    job_ids = run.job_ids()
+    if not job_ids:
+        return None
+    job_id = job_ids[-1]
+    if job_id.startswith(PREFIX):
+        Local().cancel(run, job_id)
+    else:
+        Slurm().cancel(job_id)
+    return job_id
+
+
+def wait_run(run: RunDir, tick: Callable[[JobInfo], None]) -> JobInfo:
+    """Wait until the run's job has ended; `tick` sees every state that was asked for."""
+    while True:
+        info = job_state(run)
+        assert info is not None  # only submitted runs are waited for
+        tick(info)
+        if not info.active:
+            return info
+        time.sleep(POLL_LOCAL_S if info.source == "local" else POLL_SLURM_S)
+
+
+def _scheduler(cluster: Cluster) -> Slurm | Local:
+    return Slurm() if cluster.scheduler == "slurm" else Local()

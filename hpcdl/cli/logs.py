@@ -1,0 +1,49 @@
+"""Print a run's log; with -f follow it until the job ends. Ctrl-C stops the following, never the job.
+
+Example: hpcdl logs zion-unet -f
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpcdl.cli._follow import follow_log
+from hpcdl.cli._options import Json, Runs, print_json
+from hpcdl.errors import FailedError
+from hpcdl.rundir import find_run
+
+
+def command() -> Callable[..., None]:
+    """The command."""
+    return logs
+
+
+def logs(
+    run: Annotated[str, typer.Argument(help="Name, folder or job id of a run.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the job ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Only the last lines; 0 is all.")] = 0,
+    runs: Runs = None,
+    json_: Json = False,
+) -> None:
+    """Find the newest job's log, print it."""
+    found = find_run(run, Path(runs or "runs"))
+    job_ids = found.job_ids()
+    # A job id names its own log; a run's name means its newest job.
+    job_id = run if run in job_ids else job_ids[-1] if job_ids else ""
+    path = found.log(job_id)
+    if json_:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        print_json({"run": found.name, "job_id": job_id, "file": str(path), "lines": text.splitlines()[-lines:]})
+        return
+    if follow:
+        follow_log(found, path, lines, sys.stdout)
+        return
+    if not path.is_file():
+        raise FailedError(f"{path}: no log yet: the job has not started (`hpcdl status {found.name}` says why)")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    sys.stdout.write(text if not lines else "".join(text.splitlines(keepends=True)[-lines:]))

@@ -1,0 +1,125 @@
+"""Train an architecture: write the run folder, render the Slurm script, submit it.
+
+Returns at once with the job id, the run folder and the commands to follow it. An option that is not given comes from the environment
+(HPCDL_<OPTION>, SBATCH_*), ./hpcdl.yaml, ~/.config/hpcdl/config.yaml or the cluster profile, in this order.
+
+Example: hpcdl submit unet --data data/zion --nodes 4 --set width=32 --set optimizer.lr=3e-4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpcdl.batch.queue import check_scheduler, submit_run
+from hpcdl.batch.script import render
+from hpcdl.cli._options import (
+    ClusterName,
+    DryRun,
+    Json,
+    Name,
+    Runs,
+    Sbatch,
+    Wait,
+    parse_settings,
+    print_json,
+    warn_environment,
+    with_resources,
+)
+from hpcdl.errors import UsageError
+from hpcdl.rundir import find_run
+from hpcdl.spec import (
+    JobSpec,
+    Options,
+    choose_comm,
+    load_architecture,
+    new_run,
+    resolve_options,
+    resume_spec,
+    rewrite_run,
+    write_run,
+)
+
+
+def command() -> Callable[..., None]:
+    """The command, with one option a resource."""
+    return with_resources(submit)
+
+
+def submit(
+    architecture: Annotated[str | None, typer.Argument(help="A name of configs/architectures/ or a .yaml file.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set that `hpcdl preprocess` made.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may stand often.")] = None,
+    name: Name = None,
+    cluster: ClusterName = None,
+    comm: Annotated[str | None, typer.Option("--comm", help="auto | horovod | torch | single")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on from this run's checkpoint.")] = None,
+    runs: Runs = None,
+    sbatch: Sbatch = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    json_: Json = False,
+    **resources: Any,
+) -> None:
+    """Parse, preflight, write, submit, print."""
+    warn_environment()
+    flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
+    settings = parse_settings(set_)
+    if resume is not None:
+        if architecture or data or name:
+            raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
+        former = find_run(resume, Path(runs or "runs"))
+        spec = resume_spec(former, flags, settings, tuple(sbatch or ()))
+        script = render(spec)
+        if dry_run:
+            print(script, end="")
+            return
+        from hpcdl.batch.preflight import check_data, check_not_active
+
+        check_not_active(former)
+        check_scheduler(spec.cluster)
+        run, undo = rewrite_run(former, check_data(spec), script)
+    else:
+        spec, job_file = _new_spec(architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags, settings))
+        script = render(spec)
+        if data is not None:
+            from hpcdl.batch.preflight import check_data
+
+            spec = check_data(spec, remember=not dry_run)
+        if dry_run:
+            print(script, end="")
+            return
+        if data is None:
+            raise UsageError(f"--data is missing: which data set shall {architecture} be trained on?")
+        check_scheduler(spec.cluster)
+        run, undo = write_run(spec, script, job_file)
+    job_id = submit_run(spec.cluster, run, spec.sbatch, undo)
+    from hpcdl.cli._follow import announce, wait_and_exit
+
+    if json_ and not wait:
+        print_json({"job_id": job_id, "run": run.name, "run_dir": str(run.path), "cluster": spec.cluster.name})
+    elif not json_:
+        announce(run, job_id)
+    if wait:
+        wait_and_exit(run, json_)
+
+
+def _new_spec(
+    architecture: str | None, data: str | None, name: str | None, settings: dict[str, str], sbatch: tuple[str, ...], options: Options
+) -> tuple[JobSpec, Path]:
+    if architecture is None:
+        raise UsageError("which architecture? For example: hpcdl submit unet --data data/zion")
+    chosen = load_architecture(architecture)
+    values = chosen.resolve_settings(options.settings_layers)
+    run_name, run_dir = new_run(options.runs, name, chosen.name)
+    request = {
+        "architecture": chosen.name,
+        "job": chosen.job_file.name,
+        "comm": choose_comm(options.comm, options.resources),
+        "data": {"path": str(Path(data).expanduser().absolute())} if data else None,
+        "settings": values,
+    }
+    return JobSpec("train", run_name, run_dir, options.cluster, options.resources, request, sbatch), chosen.job_file

@@ -1,0 +1,140 @@
+"""The Dask workers of a run: processes of this machine, or the tasks that srun or mpirun started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+
+from hpcdl.errors import FailedError
+
+# Where a launcher writes rank and number of tasks. Open MPI comes first: its daemons may themselves be started by srun,
+# whose variables the ranks then inherit. SLURM_NTASKS is set in a batch script too, where nothing was launched.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("PMI_RANK", "PMI_SIZE"),
+)
+_LAUNCH_NAMES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+_START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that a launcher started; `name` is the same for all of them and no other launch."""
+
+    rank: int
+    size: int
+    name: str
+
+
+def find_launch(environment: Mapping[str, str]) -> Launch | None:
+    """The launch that this process belongs to, None when it was started on its own."""
+    for rank_name, size_name in _LAUNCHERS:
+        size = environment.get(size_name, "")
+        if size.isdecimal() and int(size) > 1 and environment.get(rank_name, "").isdecimal():
+            parts = [environment[name] for name in _LAUNCH_NAMES if environment.get(name)]
+            return Launch(int(environment[rank_name]), int(size), "-".join(parts) or str(os.getppid()))
+    return None
+
+
+@contextlib.contextmanager
+def connect(workers: int, folder: Path) -> Iterator[Client]:
+    """A client with workers of one thread each.
+
+    Of three or more tasks started by srun or mpirun, rank 0 schedules, rank 1 gets the client and the others work: those
+    do not return from here, they exit when the client is done. Two tasks are too few for that: the second exits, the
+    first goes on alone.
+
+    Args:
+        workers: number of processes on this machine; unused among several tasks.
+        folder: a folder that all tasks see, for the scheduler's address.
+
+    Raises:
+        FailedError: no worker has come up in two minutes.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told in our own words
+    launch = find_launch(os.environ)
+    if launch is not None and launch.size > 2:
+        with _ranks(launch, folder) as client:
+            yield client
+    elif launch is not None and launch.rank > 0:
+        sys.exit(0)
+    else:
+        with _local(workers) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _local(workers: int) -> Iterator[Client]:
+    with (
+        tempfile.TemporaryDirectory(prefix="hpcdl-dask-") as scratch,
+        LocalCluster(
+            n_workers=workers,
+            processes=True,
+            threads_per_worker=1,
+            dashboard_address=None,
+            memory_limit=0,
+            local_directory=scratch,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def _ranks(launch: Launch, folder: Path) -> Iterator[Client]:
+    from dask_jobqueue.runner import BaseRunner
+    from dask_jobqueue.slurm import SLURMRunner
+
+    class RankRunner(SLURMRunner):  # type: ignore[misc]
+        """dask-jobqueue's runner for srun, told its rank, so that mpirun can start it as well."""
+
+        def __init__(self, launch: Launch, scheduler_file: Path) -> None:
+            self.proc_id, self.world_size, self.job_id = launch.rank, launch.size, 0
+            self.n_workers = launch.size
+            self.scheduler_file = scheduler_file
+            options: dict[str, Any] = {"scheduler_file": str(scheduler_file)}
+            BaseRunner.__init__(
+                self,
+                scheduler_options={**options, "dashboard": False, "dashboard_address": ":0"},
+                worker_options={**options, "nthreads": 1, "memory_limit": 0},
+            )
+
+    scheduler_folder = folder / ".dask"
+    scheduler_folder.mkdir(parents=True, exist_ok=True)
+    scheduler_file = scheduler_folder / f"scheduler-{launch.name}.json"
+    with tempfile.TemporaryDirectory(prefix="hpcdl-dask-") as scratch:
+        dask.config.set({"temporary-directory": scratch})
+        try:
+            with RankRunner(launch, scheduler_file) as runner:
+                # dask-jobqueue makes Ctrl-C an exit with code 0; here it is an interruption again.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                with Client(runner) as client:
+                    _await_workers(client)
+                    yield client
+        finally:
+            if launch.rank == 1:
+                scheduler_file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    scheduler_folder.rmdir()
+
+
+def _await_workers(client: Client) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_START_SECONDS)
+    except TimeoutError:
+        raise FailedError(
+            f"no Dask worker has come up in {_START_SECONDS} s; see the log for what the other tasks say"
+        ) from None

@@ -1,0 +1,1 @@
+"""What became of runs: scheduler states and metrics as rows and tables."""

@@ -1,0 +1,85 @@
+"""Runs as rows: the scheduler's state joined with how far the training is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpcdl.batch.queue import job_states
+from hpcdl.batch.states import base_name
+from hpcdl.rundir import RunDir, read_lines
+
+
+@dataclass(frozen=True)
+class Far:
+    """How far a training run is, from its newest metrics; zeros and empty before the first line."""
+
+    step: int = 0
+    num_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    samples_per_s: float | None = None
+
+    def text(self) -> str:
+        """'step 120/400 · loss 0.91 · 33 samples/s'."""
+        parts = []
+        if self.num_steps:
+            parts.append(f"step {self.step}/{self.num_steps}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        if self.samples_per_s is not None:
+            parts.append(f"{self.samples_per_s:.4g} samples/s")
+        return " · ".join(parts)
+
+
+def progress_of(run: RunDir) -> Far:
+    """The newest training line of metrics.jsonl."""
+    newest = next((line for line in reversed(read_lines(run.metrics_file)) if line.get("split") == "train"), None)
+    if newest is None:
+        return Far()
+    return Far(newest["step"], newest["num_steps"], newest["epoch"], newest.get("loss"), newest.get("samples_per_s"))
+
+
+def describe(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
+    """One mapping a run, as `hpcdl status --json` prints them (docs/run-folder.md tells the keys)."""
+    infos = job_states(runs)
+    rows = []
+    for run in runs:
+        spec, info, far = run.spec(), infos[run.name], progress_of(run)
+        row: dict[str, Any] = {
+            "run": run.name,
+            "run_dir": str(run.path),
+            "kind": spec["kind"],
+            "architecture": spec.get("architecture"),
+            "cluster": spec["cluster"],
+            "num_tasks": spec["resources"]["nodes"] * spec["resources"]["ntasks_per_node"],
+            "attempts": len([event for event in run.events() if event["event"] == "submitted"]),
+            "state": base_name(info.state) if info else "NOT_SUBMITTED",
+            "job": info.to_json() if info else None,
+        }
+        if far.num_steps:
+            row["progress"] = vars(far)
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for a person; as wide as the terminal, or as needed when there is none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("run", "job", "state", "nodes", "elapsed / limit", "progress"):
+        grid.add_column(heading, overflow="fold")
+    for row in rows:
+        job, far = row["job"] or {}, Far(**row["progress"]) if "progress" in row else Far()
+        state = row["state"] + (f" ({job['reason']})" if job.get("reason") and job.get("active") else "")
+        times = f"{job.get('elapsed', '')} / {job.get('time_limit', '')}" if job else ""
+        grid.add_row(row["run"], job.get("job_id", ""), state, job.get("nodes", ""), times, far.text())
+    buffer = io.StringIO()
+    screen = Console()
+    width = screen.width if screen.is_terminal else 200
+    Console(file=buffer, width=width, highlight=False).print(grid)
+    return buffer.getvalue().rstrip()

@@ -1,0 +1,151 @@
+"""Every path inside a run folder, and the appending of its events; docs/run-folder.md tells what each file is."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpcdl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: the folder's own."""
+        return self.path.name
+
+    @property
+    def spec_file(self) -> Path:
+        """run.yaml."""
+        return self.path / "run.yaml"
+
+    @property
+    def script(self) -> Path:
+        """job.sbatch."""
+        return self.path / "job.sbatch"
+
+    @property
+    def code(self) -> Path:
+        """The folder of the job file's snapshot and what describes the code."""
+        return self.path / "code"
+
+    @property
+    def attempts_file(self) -> Path:
+        """attempts.jsonl."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the jobs' output."""
+        return self.path / "logs"
+
+    @property
+    def metrics_file(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def log(self, job_id: str) -> Path:
+        """The log of one job."""
+        return self.logs / f"{job_id}.out"
+
+    def spec(self) -> dict[str, Any]:
+        """run.yaml as a mapping.
+
+        Raises:
+            UsageError: there is none, or it is damaged.
+        """
+        try:
+            values = yaml.safe_load(self.spec_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{self.path}: not a run folder (it has no run.yaml)") from None
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"{self.spec_file}: not readable: {error}") from None
+        if not isinstance(values, dict) or "kind" not in values:
+            raise UsageError(f"{self.spec_file}: not a run's specification")
+        return values
+
+    def record(self, event: str, job_id: str, **details: Any) -> None:
+        """Append one event to attempts.jsonl; a line is written whole, whoever else appends."""
+        entry = {"event": event, "job_id": job_id, "time": round(time.time(), 3), **details}
+        append_line(self.attempts_file, entry)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first; a line that a crash cut short is left out."""
+        return read_lines(self.attempts_file)
+
+    def job_ids(self) -> list[str]:
+        """Ids of the jobs submitted for this run, oldest first."""
+        return [event["job_id"] for event in self.events() if event["event"] == "submitted"]
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append one JSON object as a line, in a single write."""
+    data = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file; a damaged line is left out, a missing file is empty."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def all_runs(folder: Path) -> list[RunDir]:
+    """The run folders in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [RunDir(path) for path in folder.iterdir() if (path / "run.yaml").is_file()]
+    return sorted(found, key=lambda run: (run.spec_file.stat().st_mtime, run.name))
+
+
+def find_run(reference: str, folder: Path) -> RunDir:
+    """The run that a name, a folder or a job id means.
+
+    Raises:
+        UsageError: there is none; lists the newest ones.
+    """
+    for path in (folder / reference, Path(reference)):
+        if reference and (path / "run.yaml").is_file():
+            return RunDir(path.resolve())
+    runs = all_runs(folder)
+    for run in reversed(runs):
+        if reference in run.job_ids():
+            return run
+    newest = ", ".join(run.name for run in runs[-5:]) or "none yet"
+    raise UsageError(f"no run or job {reference!r} in {folder}/; newest runs: {newest}")

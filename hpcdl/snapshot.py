@@ -1,0 +1,52 @@
+"""What code a run was made with: the job file, the git commit, uncommitted changes and the installed packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+GIT_TIMEOUT_S = 10
+MAX_PATCH_BYTES = 5_000_000
+
+
+def digest(path: Path) -> str:
+    """sha256 of a small file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_snapshot(folder: Path, job_file: Path | None) -> None:
+    """Fill a run's code/ folder: the job file, git.json, uncommitted.patch and env.txt."""
+    folder.mkdir(parents=True)
+    if job_file is not None:
+        shutil.copyfile(job_file, folder / job_file.name)
+    state, patch = _git(Path.cwd())
+    (folder / "git.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    if patch:
+        (folder / "uncommitted.patch").write_bytes(patch)
+    packages = sorted({f"{entry.name}=={entry.version}" for entry in importlib.metadata.distributions()}, key=str.lower)
+    lines = [f"# Python {platform.python_version()} on {platform.platform()}", *packages]
+    (folder / "env.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _git(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The commit that the working directory is at, and its uncommitted changes; empty outside a repository."""
+
+    def ask(*arguments: str) -> bytes:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=GIT_TIMEOUT_S).stdout
+
+    try:
+        commit = ask("rev-parse", "HEAD").decode().strip()
+        patch = ask("diff", "HEAD", "--binary")
+        origin = ask("rev-parse", "--show-toplevel").decode().strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None}, b""
+    state = {"commit": commit, "repository": origin, "uncommitted_bytes": len(patch)}
+    # A patch full of data files would dwarf the run; its size is still told.
+    return state, patch if len(patch) <= MAX_PATCH_BYTES else b""
