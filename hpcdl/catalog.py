@@ -73,3 +73,9 @@ def find_template(name: str) -> Path:
         if (root / "slurm" / name).is_file():
             return root / "slurm" / name
     raise UsageError(f"slurm/{name}: no such template")
+
+
+def input_kinds() -> dict[str, Path]:
+    """Name to file of every kind of input: the modules of hpcdl.prep that have a Settings class, found without importing."""
+    files = sorted((Path(__file__).parent / "prep").glob("[a-z]*.py"))
+    return {path.stem: path for path in files if "\nclass Settings" in path.read_text(encoding="utf-8")}

@@ -59,7 +59,9 @@ class Document:
         for key in self.values:
             if key not in allowed:
                 listed = ", ".join(sorted(allowed))
-                raise UsageError(f"{self.where(key)}: unknown key {key!r}; allowed: {listed}.{suggestion(key, allowed)}")
+                raise UsageError(
+                    f"{self.where(key)}: unknown key {key!r}; allowed: {listed}.{suggestion(key, allowed)}"
+                )
 
 
 def load_yaml(path: Path) -> Document:
@@ -87,7 +89,7 @@ def load_yaml(path: Path) -> Document:
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not usable YAML: {error}") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if not isinstance(values, dict):
         raise UsageError(f"{path}:1: expected a mapping of names to values, found a {type(values).__name__}")
     return Document(path, values, lines)

@@ -36,6 +36,16 @@ class RunDir:
         return self.path / "job.sbatch"
 
     @property
+    def data_file(self) -> Path:
+        """data.json: the data set's manifest as it was at submission, so that a run outlives its data."""
+        return self.path / "data.json"
+
+    @property
+    def request_file(self) -> Path:
+        """request.json: what a preprocess or predict job reads."""
+        return self.path / "request.json"
+
+    @property
     def code(self) -> Path:
         """The folder of the job file's snapshot and what describes the code."""
         return self.path / "code"

@@ -1,4 +1,4 @@
-"""The settings a file accepts, read from its frozen dataclass with `ast`: nothing is imported, so the login node answers in milliseconds.
+"""The settings a file accepts, read from its frozen dataclass with `ast`: nothing is imported, so it takes milliseconds.
 
 A settings class has fields of int, float, str, bool, tuple[T, ...], Literal[…], `T | None`, Annotated[T, Range(low, high)]
 or another settings class of the same file (its fields are then dotted: `optimizer.lr`), literal defaults, and a docstring
@@ -83,7 +83,9 @@ class Setting:
         except ValueError:
             raise ValueError(f"{text!r} is not allowed; expected {self.describe()}") from None
         if self.choices and value not in self.choices:
-            raise ValueError(f"{text!r} is not allowed; expected {self.describe()}.{suggestion(text, map(str, self.choices))}")
+            raise ValueError(
+                f"{text!r} is not allowed; expected {self.describe()}.{suggestion(text, map(str, self.choices))}"
+            )
         if isinstance(value, int | float) and not self.low <= value <= self.high:  # NaN fails this as well
             raise ValueError(f"{text} is out of range; expected {self.describe()}")
         return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from hpcdl.errors import UsageError
 from hpcdl.resources import Resources
 from hpcdl.rundir import RunDir
 from hpcdl.settings import Setting, read_settings, resolve
+from hpcdl.shards.manifest import NAME as MANIFEST
 from hpcdl.snapshot import digest, write_snapshot
 
 RESOURCE_SETTINGS: dict[str, Setting] = read_settings(Path(__file__).parent / "resources.py", "Resources")
@@ -185,7 +187,9 @@ def new_run(runs: Path, name: str | None, stem: str) -> tuple[str, Path]:
             number += 1
         name = f"{stem}-{number:03d}"
     elif not RUN_NAME.fullmatch(name):
-        raise UsageError(f"run name {name!r}: a name has no slash or control character and starts with a letter or digit")
+        raise UsageError(
+            f"run name {name!r}: a name has no slash or control character and starts with a letter or digit"
+        )
     elif (runs / name).exists():
         raise UsageError(
             f"run name {name!r} is taken: {runs / name} exists; choose another --name, or go on from it with --resume {name}"
@@ -203,7 +207,9 @@ def resume_spec(
     """
     old = former.spec()
     if old["kind"] != "train":
-        raise UsageError(f"{former.name} is a {old['kind']} run; only training runs can be resumed, run the command again")
+        raise UsageError(
+            f"{former.name} is a {old['kind']} run; only training runs can be resumed, run the command again"
+        )
     kept = {key: value for key, value in old["resources"].items() if value is not None}
     given = {key: value for key, value in flags.items() if value is not None}
     options = resolve_options({"cluster": old["cluster"], **kept, **given})
@@ -223,8 +229,14 @@ def resume_spec(
     return JobSpec("train", former.name, former.path, options.cluster, options.resources, request, sbatch)
 
 
-def write_run(spec: JobSpec, script: str, job_file: Path | None = None) -> tuple[RunDir, Callable[[], None]]:
+def write_run(
+    spec: JobSpec, script: str, job_file: Path | None = None, request: Mapping[str, Any] | None = None
+) -> tuple[RunDir, Callable[[], None]]:
     """Make the run folder, whole or not at all; gives it with what removes it again.
+
+    Args:
+        job_file: of a training run; a copy is kept, and one of the data set's manifest.
+        request: of any other run: what its module reads.
 
     Raises:
         UsageError: somebody else made it in the meantime, or the folder cannot be written.
@@ -236,6 +248,10 @@ def write_run(spec: JobSpec, script: str, job_file: Path | None = None) -> tuple
         temporary.logs.mkdir(parents=True)
         _write_spec(temporary, spec, script, {"code_sha256": digest(job_file)} if job_file else {})
         write_snapshot(temporary.code, job_file)
+        if job_file:
+            shutil.copyfile(Path(spec.request["data"]["path"]) / MANIFEST, temporary.data_file)
+        if request is not None:
+            temporary.request_file.write_text(json.dumps(request, indent=1, ensure_ascii=False), encoding="utf-8")
         temporary.path.rename(run.path)
     except OSError as error:
         shutil.rmtree(temporary.path, ignore_errors=True)

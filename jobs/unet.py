@@ -103,7 +103,7 @@ class Job(JobBase):
         # Mean weight 1 over the train pixels, so that the loss keeps its scale.
         share = torch.tensor(data.histogram, dtype=torch.float32).clamp(min=1)
         share = share / share.sum()
-        self.weights = share ** -settings.class_weight / (share ** (1 - settings.class_weight)).sum()
+        self.weights = share**-settings.class_weight / (share ** (1 - settings.class_weight)).sum()
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": UNet(self.channels, self.classes, self.settings)}
@@ -149,7 +149,8 @@ class Job(JobBase):
         if fill is not None:
             missing = (x.isnan() if fill != fill else x == fill).all(dim=1, keepdim=True)
         mean, std = (
-            torch.tensor(values["image"], device=x.device).view(1, -1, 1, 1) for values in (self.data.mean, self.data.std)
+            torch.tensor(values["image"], device=x.device).view(1, -1, 1, 1)
+            for values in (self.data.mean, self.data.std)
         )
         x = (x - mean) / std.clamp(min=1e-6)
         return x if fill is None else torch.where(missing, 0.0, x)
@@ -161,7 +162,12 @@ class Job(JobBase):
         weights = self.weights.to(scores_BKHW.device)
         ignore = self.data.ignore_index
         total = F.cross_entropy(
-            scores_BKHW.float(), y_BHW, weights, ignore_index=ignore, reduction="sum", label_smoothing=self.settings.label_smoothing
+            scores_BKHW.float(),
+            y_BHW,
+            weights,
+            ignore_index=ignore,
+            reduction="sum",
+            label_smoothing=self.settings.label_smoothing,
         )
         with torch.no_grad():
             known = y_BHW != ignore
@@ -169,7 +175,9 @@ class Job(JobBase):
             right = (scores_BKHW.argmax(1) == y_BHW).sum()
         return Mean(total, weight), Mean(right, known.sum())
 
-    def _augment(self, x_BCHW: torch.Tensor, y_BHW: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _augment(
+        self, x_BCHW: torch.Tensor, y_BHW: torch.Tensor, draws: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Flips and turns that depend on the sample's draw alone, so that they are the same for any number of ranks."""
         bits = {"none": 0, "flips": 2, "d4": 3}[self.settings.augment]
         square = x_BCHW.shape[-1] == x_BCHW.shape[-2]

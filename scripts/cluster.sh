@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm with four nodes on one Debian 12 machine, for tests: run as root.
 #
-#   scripts/cluster.sh up                start it, or repair what is missing; the checkout of this script is what it serves
+#   scripts/cluster.sh up                start it, or repair what is missing; it serves the checkout this script is in
 #   scripts/cluster.sh status            one line a daemon, then the nodes; exit 0 only when all is well
 #   scripts/cluster.sh kill-node n3      as if the power went: every process of the node dies, its /tmp is lost
 #   scripts/cluster.sh start-node n3     bring it back

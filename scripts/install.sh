@@ -313,4 +313,4 @@ step "Checking that all of it can be imported" check_imports
 
 describe >"$STATE/complete.part"
 mv "$STATE/complete.part" "$STATE/complete"
-say "Done in $((SECONDS - STARTED)) s: Python ${PYTHON_ID%% *}, torch $(installed torch), Horovod $(installed horovod)${MPI:+ on $MPI}"
+say "Done in $SECONDS s: Python ${PYTHON_ID%% *}, torch $(installed torch), Horovod $(installed horovod)${MPI:+ on $MPI}"

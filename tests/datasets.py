@@ -13,7 +13,13 @@ COLORS = [[70, 107, 159], [222, 197, 197], [104, 171, 95], [204, 184, 121]]
 
 
 def write_blobs(
-    folder: Path, splits: dict[str, int], chip_px: int = 16, bands: int = 2, classes: int = 3, per_shard: int = 8, seed: int = 0
+    folder: Path,
+    splits: dict[str, int],
+    chip_px: int = 16,
+    bands: int = 2,
+    classes: int = 3,
+    per_shard: int = 8,
+    seed: int = 0,
 ) -> Manifest:
     """Chips whose first band tells the class of each pixel, with noise, and a column without data: learnable in a few steps."""
     folder.mkdir(parents=True, exist_ok=True)

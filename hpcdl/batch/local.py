@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hpcdl.batch.states import JobInfo, Submission
 from hpcdl.errors import FailedError, UsageError
@@ -105,12 +106,12 @@ def process_start(pid: int) -> str:
     return done.stdout.strip()
 
 
-def _alive(event: dict[str, object]) -> bool:
+def _alive(event: dict[str, Any]) -> bool:
     pid = event.get("pid")
     return isinstance(pid, int) and event.get("pid_start") == process_start(pid) != ""
 
 
-def _submitted(run: RunDir, job_id: str) -> dict[str, object]:
+def _submitted(run: RunDir, job_id: str) -> dict[str, Any]:
     for event in run.events():
         if event["event"] == "submitted" and event["job_id"] == job_id:
             return event

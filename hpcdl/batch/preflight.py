@@ -23,7 +23,9 @@ def check_not_active(run: RunDir) -> None:
     """Raises UsageError while a job of this run waits or runs: two must never write one folder."""
     info = job_state(run)
     if info is not None and info.active:
-        raise UsageError(f"{run.name}: its job {info.job_id} is still {info.state}; wait for it or `hpcdl cancel {run.name}`")
+        raise UsageError(
+            f"{run.name}: its job {info.job_id} is still {info.state}; wait for it or `hpcdl cancel {run.name}`"
+        )
 
 
 def check_data(spec: JobSpec, remember: bool = True) -> JobSpec:

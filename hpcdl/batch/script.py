@@ -27,7 +27,7 @@ def render(spec: JobSpec) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701 - shell, not HTML: every value goes through shlex.quote
+        autoescape=False,
     )
     environment.filters["q"] = shlex.quote
     resources = spec.resources

@@ -1,4 +1,4 @@
-"""The Slurm client: the one place that calls sbatch, squeue, sacct and scancel. Explicit formats, batched ids, time-outs on every call."""
+"""The Slurm client: the one caller of sbatch, squeue, sacct, scancel. Explicit formats, batched ids, time-outs on every call."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def _call(command: Sequence[str], cwd: os.PathLike[str] | None = None, env: dict
     except FileNotFoundError:
         raise UsageError(f"no {command[0]} on PATH: run this on the cluster's login node") from None
     except subprocess.TimeoutExpired:
-        raise TimeOutError(f"{command[0]} did not answer in {CALL_TIMEOUT_S} s; is the Slurm controller down?") from None
+        raise TimeOutError(
+            f"{command[0]} did not answer in {CALL_TIMEOUT_S} s; is the Slurm controller down?"
+        ) from None
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split()) or "nothing"
         raise FailedError(f"{command[0]} refused (exit code {done.returncode}): {said}")

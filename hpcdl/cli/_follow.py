@@ -54,14 +54,22 @@ def _watch(run: RunDir) -> JobInfo:
 
     from hpcdl.console import err
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err(), disable=not err().is_terminal) as progress:
         task = progress.add_task(run.name, total=None, numbers="")
 
         def tick(info: JobInfo) -> None:
             far = progress_of(run)
             state = f"{run.name} {info.state}" + (f" ({info.reason})" if info.reason and info.active else "")
-            progress.update(task, description=state, completed=far.step, total=far.num_steps or None, numbers=far.text())
+            progress.update(
+                task, description=state, completed=far.step, total=far.num_steps or None, numbers=far.text()
+            )
 
         return wait_run(run, tick)
 

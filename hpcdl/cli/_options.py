@@ -35,10 +35,12 @@ Name = Annotated[
     str | None, typer.Option("--name", "-J", "--job-name", help="Name of the run and of its job.  [default: numbered]")
 ]
 ClusterName = Annotated[
-    str | None, typer.Option("--cluster", help="Cluster profile: a name of configs/clusters/ or a file.  [default: local]")
+    str | None,
+    typer.Option("--cluster", help="Cluster profile: a name of configs/clusters/ or a file.  [default: local]"),
 ]
 Sbatch = Annotated[
-    list[str] | None, typer.Option("--sbatch", metavar="OPTION", help='A further sbatch option, such as "--switches=1".')
+    list[str] | None,
+    typer.Option("--sbatch", metavar="OPTION", help='A further sbatch option, such as "--switches=1".'),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script that would be submitted; write nothing.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit with its exit code.")]

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from hpcdl.cli._options import Json, Runs, print_json
-from hpcdl.rundir import all_runs, find_run
 from hpcdl.report.status import describe, table
+from hpcdl.rundir import all_runs, find_run
 
 
 def command() -> Callable[..., None]:

@@ -1,7 +1,7 @@
 """Train an architecture: write the run folder, render the Slurm script, submit it.
 
-Returns at once with the job id, the run folder and the commands to follow it. An option that is not given comes from the environment
-(HPCDL_<OPTION>, SBATCH_*), ./hpcdl.yaml, ~/.config/hpcdl/config.yaml or the cluster profile, in this order.
+Returns at once with the job id, the run folder and the commands to follow it. An option that is not given comes from
+the environment (HPCDL_<OPTION>, SBATCH_*), ./hpcdl.yaml, ~/.config/hpcdl/config.yaml or the cluster profile, in this order.
 
 Example: hpcdl submit unet --data data/zion --nodes 4 --set width=32 --set optimizer.lr=3e-4
 """
@@ -50,13 +50,19 @@ def command() -> Callable[..., None]:
 
 
 def submit(
-    architecture: Annotated[str | None, typer.Argument(help="A name of configs/architectures/ or a .yaml file.")] = None,
+    architecture: Annotated[
+        str | None, typer.Argument(help="A name of configs/architectures/ or a .yaml file.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data set that `hpcdl preprocess` made.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may stand often.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may stand often.")
+    ] = None,
     name: Name = None,
     cluster: ClusterName = None,
     comm: Annotated[str | None, typer.Option("--comm", help="auto | horovod | torch | single")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on from this run's checkpoint.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on from this run's checkpoint.")
+    ] = None,
     runs: Runs = None,
     sbatch: Sbatch = None,
     dry_run: DryRun = False,
@@ -83,7 +89,9 @@ def submit(
         check_scheduler(spec.cluster)
         run, undo = rewrite_run(former, check_data(spec), script)
     else:
-        spec, job_file = _new_spec(architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags, settings))
+        spec, job_file = _new_spec(
+            architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags, settings)
+        )
         script = render(spec)
         if data is not None:
             from hpcdl.batch.preflight import check_data
@@ -108,7 +116,12 @@ def submit(
 
 
 def _new_spec(
-    architecture: str | None, data: str | None, name: str | None, settings: dict[str, str], sbatch: tuple[str, ...], options: Options
+    architecture: str | None,
+    data: str | None,
+    name: str | None,
+    settings: dict[str, str],
+    sbatch: tuple[str, ...],
+    options: Options,
 ) -> tuple[JobSpec, Path]:
     if architecture is None:
         raise UsageError("which architecture? For example: hpcdl submit unet --data data/zion")

@@ -49,15 +49,13 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
 
 
 @contextlib.contextmanager
-def connect(workers: int, folder: Path) -> Iterator[Client]:
-    """A client with workers of one thread each.
+def join_launch(folder: Path) -> Iterator[Client | None]:
+    """A client when srun or mpirun started several tasks, None when this process is on its own.
 
-    Of three or more tasks started by srun or mpirun, rank 0 schedules, rank 1 gets the client and the others work: those
-    do not return from here, they exit when the client is done. Two tasks are too few for that: the second exits, the
-    first goes on alone.
+    Of three or more tasks, rank 0 schedules, rank 1 gets the client and the others work: those do not return from here,
+    they exit when the client is done. Two tasks are too few for that: the second exits, the first goes on alone.
 
     Args:
-        workers: number of processes on this machine; unused among several tasks.
         folder: a folder that all tasks see, for the scheduler's address.
 
     Raises:
@@ -71,12 +69,12 @@ def connect(workers: int, folder: Path) -> Iterator[Client]:
     elif launch is not None and launch.rank > 0:
         sys.exit(0)
     else:
-        with _local(workers) as client:
-            yield client
+        yield None
 
 
 @contextlib.contextmanager
-def _local(workers: int) -> Iterator[Client]:
+def local_workers(workers: int) -> Iterator[Client]:
+    """A client with that many worker processes on this machine, of one thread each."""
     with (
         tempfile.TemporaryDirectory(prefix="hpcdl-dask-") as scratch,
         LocalCluster(

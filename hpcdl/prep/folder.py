@@ -141,7 +141,7 @@ def prepare(folder: Path, plan: Plan, overwrite: bool) -> dict[str, str]:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FailedError(
-            f"{folder}: the shards need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose another folder"
+            f"{folder}: the shards need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another one"
         )
     if manifest is None or foreign_manifest:
         return {}

@@ -77,7 +77,7 @@ class Settings:
     """Validation area, written as test_region is"""
     seed: int = 0
     """Draws the blocks"""
-    shard_mb: int = 64
+    shard_mb: int = 32
     """Size of a shard, at most, in megabytes"""
 
 

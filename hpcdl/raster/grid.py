@@ -69,10 +69,20 @@ class Grid:
         """The transform as rasterio wants it."""
         return Affine(*self.transform)
 
+    def to_map(self, col: float, row: float) -> tuple[float, float]:
+        """Map (x, y) of a place in pixels; whole numbers are pixel corners."""
+        a, b, c, d, e, f = self.transform
+        return a * col + b * row + c, d * col + e * row + f
+
+    def to_pixel(self, x: float, y: float) -> tuple[float, float]:
+        """(col, row), fractional, of a place on the map."""
+        a, b, c, d, e, f = tuple(~self.affine)[:6]
+        return a * x + b * y + c, d * x + e * y + f
+
     @property
     def bounds(self) -> Bounds:
         """(min x, min y, max x, max y) of the outer pixel corners, for rotated grids the box around them."""
-        corners = [self.affine * (col, row) for col in (0, self.width) for row in (0, self.height)]
+        corners = [self.to_map(col, row) for col in (0, self.width) for row in (0, self.height)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -111,8 +121,7 @@ class Grid:
     def pixel_box(self, bounds: Bounds) -> tuple[float, float, float, float]:
         """(row0, col0, row1, col1), fractional, of the box around `bounds`, which are in this grid's CRS."""
         left, bottom, right, top = bounds
-        inverse = ~self.affine
-        cols, rows = zip(*(inverse * (x, y) for x in (left, right) for y in (bottom, top)), strict=True)
+        cols, rows = zip(*(self.to_pixel(x, y) for x in (left, right) for y in (bottom, top)), strict=True)
         return min(rows), min(cols), max(rows), max(cols)
 
     def covering(self, bounds: Bounds) -> Grid:
@@ -141,11 +150,10 @@ class Grid:
         """(row, col) in `other` of this grid's top-left pixel when both share their pixels, else None."""
         if self.crs != other.crs and parse_crs(self.crs) != parse_crs(other.crs):
             return None
-        inverse = ~other.affine
-        col, row = inverse * (self.transform[2], self.transform[5])
+        col, row = other.to_pixel(self.transform[2], self.transform[5])
         whole_row, whole_col = round(row), round(col)
         corners = ((0, 0), (self.width, 0), (0, self.height))
-        ends = [inverse * (self.affine * corner) for corner in corners]
+        ends = [other.to_pixel(*self.to_map(x, y)) for x, y in corners]
         wanted = [(whole_col + x, whole_row + y) for x, y in corners]
         return (whole_row, whole_col) if float(np.abs(np.subtract(ends, wanted)).max()) < _TOLERANCE_PX else None
 

@@ -53,7 +53,7 @@ class RasterSource:
                 _probe(dataset)
         except (RasterioError, OSError) as error:
             raise UsageError(f"{path}: not readable as a raster (truncated or damaged?): {_one_line(error)}") from None
-        self._handles: dict[tuple[Grid, str], Any] = {}
+        self._handles: dict[tuple[Grid, str, tuple[int, ...]], Any] = {}
         self._process = os.getpid()
 
     def _describe(self, dataset: Any, crs: str | None, crs_option: str) -> None:
@@ -133,19 +133,27 @@ class RasterSource:
         return pixels_CHW, valid_HW & _finite(pixels_CHW)
 
     def _warp(self, grid: Grid, row: int, col: int, height: int, width: int, resampling: str) -> tuple[Array, Mask]:
-        data = self._handle(grid, resampling).read(window=Window(col, row, width, height))
-        pixels_CHW = data[: self.num_bands]
-        return pixels_CHW, np.logical_and(data[self.num_bands] > 0, _finite(pixels_CHW))
+        window = Window(col, row, width, height)
+        parts = [self._handle(grid, resampling, bands).read(window=window) for bands in self._groups]
+        pixels_CHW = np.concatenate([part[:-1] for part in parts])
+        return pixels_CHW, np.logical_and.reduce([_finite(pixels_CHW), *(part[-1] > 0 for part in parts)])
 
-    def _handle(self, grid: Grid, resampling: str) -> Any:
+    @property
+    def _groups(self) -> list[tuple[int, ...]]:
+        """Bands to warp together: with a nodata value each on its own, as GDAL merges the masks of several bands."""
+        bands = range(1, self.num_bands + 1)
+        return [tuple(bands)] if set(self.nodatas) == {None} else [(band,) for band in bands]
+
+    def _handle(self, grid: Grid, resampling: str, bands: tuple[int, ...] = ()) -> Any:
         if self._process != os.getpid():  # a forked child shares the parent's file offsets: it must open its own
             self._handles, self._process = {}, os.getpid()
-        key = (grid, resampling)
+        key = (grid, resampling, bands)
         if key not in self._handles:
             if grid == self.grid:
                 self._handles[key] = rasterio.open(self.path)
             else:
-                text = warped_document(self.path, self.grid, grid, self.dtype, self.nodatas, self.alpha, resampling)
+                nodatas = {band: self.nodatas[band - 1] for band in bands}
+                text = warped_document(self.path, self.grid, grid, self.dtype, nodatas, self.alpha, resampling)
                 self._handles[key] = rasterio.open(text)
         return self._handles[key]
 

@@ -9,7 +9,7 @@ rasterio's WarpedVRT cannot ask for the exact transformation (1.4: tolerance=0 f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -41,20 +41,21 @@ def warped_document(
     source: Grid,
     target: Grid,
     dtype: str,
-    nodatas: Sequence[float | None],
+    nodatas: Mapping[int, float | None],
     alpha: int | None,
     resampling: str,
 ) -> str:
-    """The VRT document (XML) of a file on the target grid.
+    """The VRT document (XML) of some of a file's bands on the target grid.
 
-    Its bands are the file's first `len(nodatas)` bands, then one more band that is above 0 where the pixel has data.
+    One more band follows them, above 0 where the pixel has data: where no band has its nodata value when one band is
+    shown, where not all bands have it when there are several.
 
     Args:
         path: the file.
         source: the file's grid; its CRS need not be written in the file.
         target: the whole grid to show it on.
         dtype: pixel type of all bands, a key of GDAL_TYPES.
-        nodatas: for each band the value that means "no data", or None.
+        nodatas: the bands to show, counted from 1, each with the value that means "no data", or None.
         alpha: number of the file's alpha band, counted from 1, or None.
         resampling: a key of RESAMPLINGS.
     """
@@ -65,8 +66,8 @@ def warped_document(
         f'<VRTRasterBand dataType="{kind}" band="{b}" subClass="VRTWarpedRasterBand"/>' for b in range(1, count + 2)
     )
     mapping = "".join(
-        f'<BandMapping src="{band}" dst="{band}">{_nodata(value)}</BandMapping>'
-        for band, value in enumerate(nodatas, start=1)
+        f'<BandMapping src="{band}" dst="{place}">{_nodata(value)}</BandMapping>'
+        for place, (band, value) in enumerate(nodatas.items(), start=1)
     )
     options = {
         "INIT_DEST": "0",
@@ -74,8 +75,6 @@ def warped_document(
         "YSCALE": repr(scale_y),
         # The source window of a read is estimated from its edges; some pixels beyond the kernel's reach make it safe.
         "SOURCE_EXTRA": "8",
-        # A pixel with no data in one band has no data: it must not be mixed into the other bands either.
-        "UNIFIED_SRC_NODATA": "PARTIAL",
     }
     return (
         f'<VRTDataset rasterXSize="{target.width}" rasterYSize="{target.height}" subClass="VRTWarpedDataset">'
@@ -116,10 +115,10 @@ def _scales(source: Grid, target: Grid) -> tuple[float, float]:
     One pair for the whole grid: below 1 the kernel widens, so that no source pixel is skipped.
     """
     there, back = parse_crs(source.crs), parse_crs(target.crs)
-    x, y = source.affine * (source.width / 2, source.height / 2)
+    x, y = source.to_map(source.width / 2, source.height / 2)
     (middle_x,), (middle_y,) = transform(there, back, [x], [y])
-    col, row = ~target.affine * (middle_x, middle_y)
-    xs, ys = zip(*(target.affine * point for point in ((col, row), (col + 1, row), (col, row + 1))), strict=True)
-    points = [~source.affine * point for point in zip(*transform(back, there, xs, ys), strict=True)]
+    col, row = target.to_pixel(middle_x, middle_y)
+    xs, ys = zip(*(target.to_map(*point) for point in ((col, row), (col + 1, row), (col, row + 1))), strict=True)
+    points = [source.to_pixel(x, y) for x, y in zip(*transform(back, there, xs, ys), strict=True)]
     (x0, y0), (x1, y1), (x2, y2) = points
     return 1 / math.hypot(x1 - x0, x2 - x0), 1 / math.hypot(y1 - y0, y2 - y0)

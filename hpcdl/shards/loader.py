@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ class Loader:
     def __init__(self, reader: ShardReader, order: SampleOrder, rank: int, size: int) -> None:
         self.reader, self.order, self.rank, self.size = reader, order, rank, size
 
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Generator[Batch, None, None]:
         """The epoch's batches from number `first` on, made ready by a thread; ending early ends the thread."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
         stop = threading.Event()

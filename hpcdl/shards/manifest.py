@@ -54,12 +54,20 @@ def load_manifest(folder: Path) -> Manifest:
     Raises:
         UsageError: no such folder or manifest, not JSON, another format or version, or a digest that does not fit.
     """
-    path = folder / NAME
+    if not (folder / NAME).is_file():
+        what = "has no manifest.json (an unfinished data set?)" if folder.is_dir() else "does not exist"
+        raise UsageError(f"{folder}: the data set {what}; make it with `hpcdl preprocess`")
+    return read_manifest(folder / NAME)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest file, wherever a copy of it lies; `folder` is then where that copy lies.
+
+    Raises:
+        UsageError: not readable, not JSON, another format or version, or a digest that does not fit.
+    """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what = "has no manifest.json (an unfinished data set?)" if folder.is_dir() else "does not exist"
-        raise UsageError(f"{folder}: the data set {what}; make it with `hpcdl preprocess`") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as a manifest: {error}") from None
     if not isinstance(entries, dict) or entries.get("format") != FORMAT or entries.get("version") != VERSION:
@@ -72,7 +80,7 @@ def load_manifest(folder: Path) -> Manifest:
             )
             for split, body in entries["splits"].items()
         }
-        manifest = Manifest(folder, entries["kind"], entries["digest"], entries["fields"], splits, entries)
+        manifest = Manifest(path.parent, entries["kind"], entries["digest"], entries["fields"], splits, entries)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: incomplete manifest (missing {error}); preprocess the data again") from None
     if manifest.digest != data_digest(entries["fields"], entries["splits"]):

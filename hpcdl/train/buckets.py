@@ -1,7 +1,7 @@
 """Gradients of one network summed over the ranks of torch.distributed in buckets, while backward still runs.
 
-DistributedDataParallel wraps a network's forward and reduces in any backward through it, which a generator's discriminator must not
-do; this hooks parameters instead and works with backward passes that compute only some networks' gradients.
+DistributedDataParallel wraps a network's forward and reduces in any backward through it, which a generator's
+discriminator must not do; this hooks parameters instead and works with backward passes that compute only some networks' gradients.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class GradientBuckets:
             self._start_up_to(number)
         for bucket, (flat, work) in zip(self.buckets, self.flying, strict=True):
             work.wait()
-            parts = flat.split([parameter.numel() for parameter in bucket])
+            parts = torch.split(flat, [parameter.numel() for parameter in bucket])
             for parameter, part in zip(bucket, parts, strict=True):
                 assert parameter.grad is not None
                 parameter.grad.copy_(part.view_as(parameter))

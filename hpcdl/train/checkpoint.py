@@ -13,7 +13,7 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def restore_random_state(checkpoint: Path, rank: int) -> bool:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     version, values, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),

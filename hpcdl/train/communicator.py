@@ -60,7 +60,7 @@ class Communicator(ABC):
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         mean = self.sum(flat, name) / self.size
-        for tensor, part in zip(some, mean.split([tensor.numel() for tensor in some]), strict=True):
+        for tensor, part in zip(some, torch.split(mean, [tensor.numel() for tensor in some]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def barrier(self) -> None:
@@ -191,7 +191,8 @@ def open_communicator(name: str, num_tasks: int) -> Communicator:
         UsageError: Horovod is not installed.
         FailedError: the launcher started ranks that do not know each other.
     """
-    comm = {"horovod": Horovod, "torch": TorchDistributed, "single": Single}[name]()
+    kinds: dict[str, Callable[[], Communicator]] = {"horovod": Horovod, "torch": TorchDistributed, "single": Single}
+    comm = kinds[name]()
     if comm.size != num_tasks:
         raise FailedError(
             f"asked for {num_tasks} ranks, but this one sees {comm.size}: the launcher and the MPI that {name} was built "

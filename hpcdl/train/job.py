@@ -79,7 +79,9 @@ class DataInfo:
             ignore_index=manifest.entries.get("ignore_index", 255),
             mean={name: tuple(entry["mean"]) for name, entry in statistics.items() if "mean" in entry},
             std={name: tuple(entry["std"]) for name, entry in statistics.items() if "std" in entry},
-            fill={name: float(entry["fill"]) for name, entry in manifest.fields.items() if entry.get("fill") is not None},
+            fill={
+                name: float(entry["fill"]) for name, entry in manifest.fields.items() if entry.get("fill") is not None
+            },
             histogram=tuple(statistics.get("label", {}).get("histogram", ())),
         )
 

@@ -62,7 +62,13 @@ class Trainer:
     """One rank of a training run."""
 
     def __init__(
-        self, run: RunDir, job: JobBase, manifest: Manifest, settings: TrainSettings, comm: Communicator, needs: tuple[str, ...]
+        self,
+        run: RunDir,
+        job: JobBase,
+        manifest: Manifest,
+        settings: TrainSettings,
+        comm: Communicator,
+        needs: tuple[str, ...],
     ) -> None:
         self.run, self.job, self.settings, self.comm = run, job, settings, comm
         self.device = torch.device("cuda", comm.local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -73,7 +79,9 @@ class Trainer:
         comm.broadcast([tensor for network in self.networks.values() for tensor in network.state_dict().values()])
         torch.manual_seed(settings.seed * 1_000_003 + comm.rank + 1)
         self.averaged = (
-            {name: copy.deepcopy(network).requires_grad_(False) for name, network in self.networks.items()} if settings.ema else {}
+            {name: copy.deepcopy(network).requires_grad_(False) for name, network in self.networks.items()}
+            if settings.ema
+            else {}
         )
         self.optimizers = {name: make_optimizer(network, settings.optimizer) for name, network in self.networks.items()}
         self.reducers: dict[str, Reducer] = {
@@ -133,7 +141,11 @@ class Trainer:
         if not self.stopping and (last or (ended and settings.val_every and self.at.epoch % settings.val_every == 0)):
             self._average_statistics()
             self._validate()
-        if self.stopping or last or (ended and settings.checkpoint_every and self.at.epoch % settings.checkpoint_every == 0):
+        if (
+            self.stopping
+            or last
+            or (ended and settings.checkpoint_every and self.at.epoch % settings.checkpoint_every == 0)
+        ):
             self._average_statistics()
             self._save()
 
@@ -165,7 +177,9 @@ class Trainer:
                 if update is None:
                     return False
                 if position == 0:
-                    parameters = [p for name in update.networks for p in self.networks[name].parameters() if p.requires_grad]
+                    parameters = [
+                        p for name in update.networks for p in self.networks[name].parameters() if p.requires_grad
+                    ]
                     for parameter in parameters:
                         parameter.grad = None
                 scale = self._scale(number, update.loss.weight)
@@ -222,7 +236,8 @@ class Trainer:
     def _log(self, window: Window) -> None:
         elapsed = time.perf_counter() - window.began
         names = sorted(window.means)
-        own = [value for name in names for value in window.means[name][0].tolist()] + list(window.seconds.values())
+        own = [value for name in names for value in window.means[name][0].tolist()]
+        own += [*window.seconds.values(), elapsed]
         values = self.comm.sum(torch.tensor(own, dtype=torch.float64), "metrics").tolist()
         line: dict[str, Any] = {
             "epoch": round((self.at.step) / self.batches_per_epoch, 4),
@@ -234,7 +249,7 @@ class Trainer:
         line["lr"] = self.optimizers[next(iter(self.optimizers))].param_groups[0]["lr"]
         line["samples_per_s"] = window.samples / elapsed
         for place, name in enumerate(window.seconds):
-            line[f"{name}_share"] = values[2 * len(names) + place] / self.comm.size / elapsed
+            line[f"{name}_share"] = values[2 * len(names) + place] / values[-1]
         line["time"] = time.time()
         self.writer.write("train", self.at.step, line)
 
@@ -251,7 +266,9 @@ class Trainer:
                 part = self.job.validation_step(networks, batch.to(self.device))
             sums = {name: sums[name] + value if name in sums else value for name, value in part.items()}
         sums = {name: self.comm.sum(value.double(), f"val.{name}") for name, value in sums.items()}
-        self.writer.write("val", self.at.step, {"epoch": self.at.step / self.batches_per_epoch, **self.job.summarise(sums)})
+        self.writer.write(
+            "val", self.at.step, {"epoch": self.at.step / self.batches_per_epoch, **self.job.summarise(sums)}
+        )
 
     def _save(self) -> Path:
         state = {
@@ -269,7 +286,11 @@ class Trainer:
         if found is None:
             return
         state = checkpoint.load(found)
-        for kind, objects in (("networks", self.networks), ("averaged", self.averaged), ("optimizers", self.optimizers)):
+        for kind, objects in (
+            ("networks", self.networks),
+            ("averaged", self.averaged),
+            ("optimizers", self.optimizers),
+        ):
             for name, one in objects.items():
                 one.load_state_dict(state[kind][name])
         self.at = Position(**state["position"])

@@ -17,7 +17,7 @@ class MetricsWriter:
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(run.tensorboard))  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(run.tensorboard))
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl; numbers among the values go to TensorBoard as `split/name`."""

@@ -28,7 +28,8 @@ write_accounting() {
   add() { sacctmgr --immediate --quiet add "$@" >>"$STATE/log/sacctmgr.log" 2>&1 || true; }
   add cluster hpcdl
   # DenyOnLimit: refused at once at submission, instead of pending for ever as it would by default.
-  add qos short set Description="30 minutes, two running jobs a user" MaxWall=00:30:00 MaxJobsPerUser=2 Flags=DenyOnLimit Priority=100
+  add qos short set Description="30 minutes, two running jobs a user" MaxWall=00:30:00 MaxJobsPerUser=2 \
+    Flags=DenyOnLimit Priority=100
   add account "$ACCOUNT" set Cluster=hpcdl Description="hpcdl tests" QOS=normal,short DefaultQOS=normal
   local user
   for user in "${USERS[@]}"; do

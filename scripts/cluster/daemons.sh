@@ -17,8 +17,9 @@ launch() {
     done
     cd /
     umask 022
-    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 SLURM_CONF="$SLURM_CONF" \
-      MYSQL_UNIX_PORT="$STATE/mysql/mysqld.sock" HPCDL_CLUSTER_DAEMON="$STATE:$name" setsid "$@"
+    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+      SLURM_CONF="$SLURM_CONF" MYSQL_UNIX_PORT="$STATE/mysql/mysqld.sock" HPCDL_CLUSTER_DAEMON="$STATE:$name" \
+      setsid "$@"
   ) </dev/null >>"$STATE/log/$name.out" 2>&1 &
   echo $! >"$STATE/run/$name.pid"
   NUM_STARTED=$((NUM_STARTED + 1))
@@ -27,7 +28,8 @@ launch() {
 # A pid file may be older than the last reboot: the process must also carry our mark in its environment.
 is_running() {
   local pid
-  pid=$(cat "$STATE/run/$1.pid" 2>/dev/null) && grep -qzxF "HPCDL_CLUSTER_DAEMON=$STATE:$1" "/proc/$pid/environ" 2>/dev/null
+  pid=$(cat "$STATE/run/$1.pid" 2>/dev/null) &&
+    grep -qzxF "HPCDL_CLUSTER_DAEMON=$STATE:$1" "/proc/$pid/environ" 2>/dev/null
 }
 
 stop_daemon() {
@@ -63,6 +65,7 @@ write_configuration() {
   local changed=0
   render slurm.conf 644 || changed=1
   render cgroup.conf 644 || changed=1
+  render mpi.conf 644 || changed=1
   if ((changed)) && is_running slurmctld; then
     say "the configuration has changed: restarting Slurm, running jobs are requeued"
     local node
@@ -74,7 +77,10 @@ write_configuration() {
 export SLURM_CONF=$SLURM_CONF
 export HPCDL_CLUSTER=testcluster
 case :\$PATH: in *:$STATE/bin:*) ;; *) export PATH=$STATE/bin:\$PATH ;; esac
-case :\${PYTHONPATH:-}: in *:$STATE/checkout:*) ;; *) export PYTHONPATH=$STATE/checkout\${PYTHONPATH:+:\$PYTHONPATH} ;; esac
+case :\${PYTHONPATH:-}: in
+  *:$STATE/checkout:*) ;;
+  *) export PYTHONPATH=$STATE/checkout\${PYTHONPATH:+:\$PYTHONPATH} ;;
+esac
 END
   cat >"$STATE/bin/hpcdl" <<END
 #!/bin/sh
@@ -87,7 +93,8 @@ END
 # Fill in a template, without its comments; status 1 when that changes the file that is there.
 render() {
   local target=$STATE/etc/$1 text
-  text=$(sed -e '/^#/d' -e "s|@STATE@|$STATE|g" -e "s|@NET@|$NET|g" -e "s|@CONTROLLER@|$(hostname -s)|g" "$CHECKOUT/scripts/cluster/$1")
+  text=$(sed -e '/^#/d' -e "s|@STATE@|$STATE|g" -e "s|@NET@|$NET|g" -e "s|@CONTROLLER@|$(hostname -s)|g" \
+    "$CHECKOUT/scripts/cluster/$1")
   [[ $(cat "$target" 2>/dev/null) != "$text" ]] || return 0
   (umask 077 && printf '%s\n' "$text" >"$target")
   chmod "$2" "$target"
@@ -101,9 +108,11 @@ start_munged() {
     chown munge:munge "$key"
     chmod 400 "$key"
     install -o munge -g munge -m 640 /dev/null "$STATE/log/munged.log"
-    # setpriv, not runuser: it becomes munged instead of waiting for it, so the pid is munged's. --force takes over the socket of a dead one.
+    # setpriv, not runuser: it becomes munged instead of waiting for it, so the pid is munged's. --force takes over the
+    # socket of a dead one.
     launch munged setpriv --reuid=munge --regid=munge --init-groups munged --foreground --force --key-file="$key" \
-      --socket="$STATE/munge/munge.socket" --pid-file="$STATE/munge/munged.pid" --seed-file="$STATE/munge/munged.seed" --log-file="$STATE/log/munged.log"
+      --socket="$STATE/munge/munge.socket" --pid-file="$STATE/munge/munged.pid" \
+      --seed-file="$STATE/munge/munged.seed" --log-file="$STATE/log/munged.log"
   fi
   wait_for 10 munged munge --socket="$STATE/munge/munge.socket" --no-input
 }
@@ -113,13 +122,14 @@ start_mysqld() {
     if [[ ! -e $STATE/mysql/data/.complete ]]; then
       say "making the accounting database"
       rm -rf "$STATE/mysql/data"
-      mariadb-install-db --no-defaults --user=mysql --datadir="$STATE/mysql/data" --auth-root-authentication-method=socket --skip-test-db \
-        >"$STATE/log/mysqld.out" 2>&1 || wait_for 0 mysqld false
+      mariadb-install-db --no-defaults --user=mysql --datadir="$STATE/mysql/data" --skip-test-db \
+        --auth-root-authentication-method=socket >"$STATE/log/mysqld.out" 2>&1 || wait_for 0 mysqld false
       touch "$STATE/mysql/data/.complete"
     fi
     # No TCP at all. Accounting of a test cluster need not survive a power cut, so commits are not flushed one by one.
-    launch mysqld mariadbd --no-defaults --user=mysql --datadir="$STATE/mysql/data" --socket="$STATE/mysql/mysqld.sock" \
-      --pid-file="$STATE/mysql/mysqld.pid" --skip-networking --innodb-flush-log-at-trx-commit=2 --innodb-lock-wait-timeout=900 \
+    launch mysqld mariadbd --no-defaults --user=mysql --datadir="$STATE/mysql/data" --skip-networking \
+      --socket="$STATE/mysql/mysqld.sock" --pid-file="$STATE/mysql/mysqld.pid" \
+      --innodb-flush-log-at-trx-commit=2 --innodb-lock-wait-timeout=900 \
       --innodb-log-file-size=64M --innodb-buffer-pool-size=128M
   fi
   wait_for 60 mysqld mariadb-admin --no-defaults --socket="$STATE/mysql/mysqld.sock" ping
@@ -150,9 +160,9 @@ start_node() {
   ! node_is_well "$node" || return 0
   kill_node "$node"
   make_node_network "$node"
-  # Own network, host name, /tmp and /dev/shm. Four slurmd in one /tmp break PMIx: its folders there do not carry the node's
-  # name. `ip netns exec` would hide /sys/fs/cgroup, without which slurmd dies; nsenter does not. As a slave of the
-  # machine's mounts, the node sees a checkout that is bound later.
+  # Own network, host name, /tmp and /dev/shm. Four slurmd in one /tmp break PMIx: its folders there do not carry the
+  # node's name. `ip netns exec` would hide /sys/fs/cgroup, without which slurmd dies; nsenter does not. As a slave of
+  # the machine's mounts, the node sees a checkout that is bound later.
   # shellcheck disable=SC2016 # $1, $2 are the inner shell's
   launch "slurmd-$node" nsenter --net="/run/netns/hpcdl-$node" unshare --uts --mount --propagation slave bash -c '
     set -e
@@ -199,6 +209,6 @@ wait_until_nodes_serve() {
     sleep 0.2
   done
   node=${rest%% *}
-  tail -n 15 "$STATE/log/slurmctld.log" "$STATE/log/slurmd-$node.log" "$STATE/log/slurmd-$node.out" >&2 2>/dev/null || true
+  tail -n 15 "$STATE/log/slurmctld.log" "$STATE/log/slurmd-$node".{log,out} >&2 2>/dev/null || true
   die "these nodes do not serve after 60 s: ${rest//$'\n'/, }; logs: $STATE/log"
 }

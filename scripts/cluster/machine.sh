@@ -9,18 +9,23 @@ BRIDGE=hpcdl0                  # namespaces and host ends of the veth pairs are 
 
 check_settings() {
   # The path goes unquoted into slurm.conf, and unix sockets below it may not exceed 107 bytes.
-  [[ $STATE =~ ^/[A-Za-z0-9._/-]{1,70}$ && $STATE != *..* ]] || die "HPCDL_CLUSTER_DIR must be an absolute path of plain characters, at most 70: '$STATE'" 2
+  [[ $STATE =~ ^/[A-Za-z0-9._/-]{1,70}$ && $STATE != *..* ]] ||
+    die "HPCDL_CLUSTER_DIR must be an absolute path of plain characters, at most 70: '$STATE'" 2
   case $STATE/ in
-    /tmp/* | /dev/* | /proc/* | /sys/* | /run/* | /var/run/*) die "HPCDL_CLUSTER_DIR may not be '$STATE': each node has its own /tmp and /dev/shm, and /run is lost at a reboot" 2 ;;
+    /tmp/* | /dev/* | /proc/* | /sys/* | /run/* | /var/run/*)
+      die "HPCDL_CLUSTER_DIR may not be '$STATE': nodes have their own /tmp and /dev/shm, and /run is lost at a reboot" 2
+      ;;
   esac
-  [[ $NET =~ ^[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$ ]] || die "HPCDL_CLUSTER_NET must be three bytes, such as 10.77.0: '$NET'" 2
+  [[ $NET =~ ^[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$ ]] ||
+    die "HPCDL_CLUSTER_NET must be three bytes, such as 10.77.0: '$NET'" 2
 }
 
 check_owner() {
   local other
   [[ -e $OWNER_FILE ]] || return 0
   other=$(<"$OWNER_FILE")
-  [[ $other == "$STATE" || ! -e $other/.hpcdl-cluster ]] || die "a cluster is already there, in $other: first run HPCDL_CLUSTER_DIR=$other scripts/cluster.sh down"
+  [[ $other == "$STATE" || ! -e $other/.hpcdl-cluster ]] ||
+    die "a cluster is already there, in $other: first run HPCDL_CLUSTER_DIR=$other scripts/cluster.sh down"
 }
 
 # ---- packages
@@ -33,13 +38,17 @@ install_packages() {
   [[ ${#missing[@]} -gt 0 ]] || return 0
   say "installing ${missing[*]} (apt-get)"
   # Packages start their services on installation; this refuses it while we install, whatever policy the machine has.
-  if [[ -e $SERVICE_POLICY ]]; then mv "$SERVICE_POLICY" "$SERVICE_POLICY.hpcdl-saved"; else : >"$SERVICE_POLICY.hpcdl-none"; fi
+  if [[ -e $SERVICE_POLICY ]]; then
+    mv "$SERVICE_POLICY" "$SERVICE_POLICY.hpcdl-saved"
+  else
+    : >"$SERVICE_POLICY.hpcdl-none"
+  fi
   trap restore_service_policy EXIT
   printf '#!/bin/sh\nexit 101\n' >"$SERVICE_POLICY"
   chmod 755 "$SERVICE_POLICY"
   export DEBIAN_FRONTEND=noninteractive
-  local wait_for_lock=(-o DPkg::Lock::Timeout=300)
-  if ! { apt-get "${wait_for_lock[@]}" update && apt-get "${wait_for_lock[@]}" install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+  local apt_get=(apt-get -o DPkg::Lock::Timeout=300) install=(install -y --no-install-recommends "${missing[@]}")
+  if ! { "${apt_get[@]}" update && "${apt_get[@]}" "${install[@]}"; } >"$log" 2>&1; then
     tail -n 15 "$log" >&2
     die "apt-get failed; the whole log: $log"
   fi
@@ -59,14 +68,16 @@ restore_service_policy() {
 make_state_folder() {
   if [[ ! -e $STATE/.hpcdl-cluster ]]; then
     say "making $STATE"
-    [[ -z $(ls -A "$STATE" 2>/dev/null) ]] || die "$STATE holds files that are not this script's: choose another HPCDL_CLUSTER_DIR"
+    [[ -z $(ls -A "$STATE" 2>/dev/null) ]] ||
+      die "$STATE holds files that are not this script's: choose another HPCDL_CLUSTER_DIR"
     ! mountpoint -q "$STATE" || die "$STATE is a mount point: choose a folder below it as HPCDL_CLUSTER_DIR"
     mkdir -p "$STATE"
     chmod 755 "$STATE"
     echo "State of scripts/cluster.sh; removed by 'scripts/cluster.sh down'." >"$STATE/.hpcdl-cluster"
   fi
   echo "$STATE" >"$OWNER_FILE"
-  runuser -u nobody -- test -x "$STATE" || die "ordinary users cannot enter $STATE: a folder above it is private, choose another HPCDL_CLUSTER_DIR"
+  runuser -u nobody -- test -x "$STATE" ||
+    die "ordinary users cannot enter $STATE: a folder above it is private, choose another HPCDL_CLUSTER_DIR"
   # A mount of its own, shared: a checkout bound below it later is then seen by nodes that are already running.
   if ! mountpoint -q "$STATE"; then
     mount --bind "$STATE" "$STATE"
@@ -96,7 +107,8 @@ check_user_can_run_checkout() {
   elif [[ ! -L $python && ! -e $python ]]; then
     say "warning: $CHECKOUT/.venv does not exist yet: run 'make install' there"
   elif ! runuser -u "${USERS[0]}" -- "$python" -c 0 2>/dev/null; then
-    say "warning: ${USERS[0]} cannot run $CHECKOUT/.venv/bin/python: its interpreter lies in a private folder; make the .venv with /usr/bin/python3"
+    say "warning: ${USERS[0]} cannot run $CHECKOUT/.venv/bin/python: its interpreter lies in a private folder." \
+      "Make the .venv with /usr/bin/python3"
   fi
 }
 
@@ -144,7 +156,8 @@ make_network() {
   if ! ip link show "$BRIDGE" &>/dev/null; then
     local taken
     taken=$(ip -4 -o addr show to "$NET.0/24"; ip -4 route show to root "$NET.0/24")
-    [[ -z $taken ]] || die "$NET.0/24 is in use on this machine (${taken%%$'\n'*}): set HPCDL_CLUSTER_NET to three other bytes"
+    [[ -z $taken ]] ||
+      die "$NET.0/24 is in use on this machine (${taken%%$'\n'*}): set HPCDL_CLUSTER_NET to three other bytes"
     say "making the bridge $BRIDGE, $NET.254/24"
     ip link add "$BRIDGE" type bridge
   fi
@@ -155,7 +168,8 @@ make_network() {
   local others
   others=$(grep -v "$HOSTS_MARK\$" /etc/hosts || true)
   for node in "${NODES[@]}"; do
-    ! grep -qE "^[^#]*[[:space:]]$node([[:space:]]|\$)" <<<"$others" || die "/etc/hosts already names a $node: the cluster's nodes need that name"
+    ! grep -qE "^[^#]*[[:space:]]$node([[:space:]]|\$)" <<<"$others" ||
+      die "/etc/hosts already names a $node: the cluster's nodes need that name"
     ours+="$(address "$node") $node $HOSTS_MARK"$'\n'
   done
   write_hosts "$others"$'\n'"$ours"

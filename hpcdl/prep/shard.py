@@ -1,0 +1,75 @@
+"""What a worker does: write one shard beside its place and rename it into it, unless it is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcdl.errors import FailedError, HpcdlError
+from hpcdl.prep.kinds import load_kind
+from hpcdl.prep.plan import Plan, ShardTask
+from hpcdl.shards.manifest import file_digest
+from hpcdl.shards.writer import read_shard_attributes, sync
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard on disk; `kept` when an earlier run had finished it."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    attributes: Mapping[str, Any]
+    kept: bool
+
+
+def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expected: str | None) -> Written:
+    """Keep the task's shard when it is there already, else write it; runs in a worker.
+
+    Args:
+        kind_name: the kind that made the plan.
+        plan: the plan.
+        task: one of its tasks.
+        folder: the data set's folder.
+        expected: sha256 that a finished manifest has for this file; a file that differs is written anew.
+
+    Raises:
+        FailedError: the shard cannot be made; names it, its part of the input and the cause.
+    """
+    path = folder / f"{task.name}.h5"
+    found = _inspect(path, plan.digest)
+    if found is not None and expected in (None, found.sha256):
+        return found
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        load_kind(kind_name).write_shard(plan, task, temporary)
+        temporary.replace(path)
+        sync(folder)
+    except HpcdlError as error:
+        raise FailedError(f"{path} ({task.where}): {error}") from None
+    except OSError as error:
+        raise FailedError(f"{path} ({task.where}): cannot be written: {' '.join(str(error).split())}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    written = _inspect(path, plan.digest)
+    if written is None:
+        raise FailedError(f"{path} ({task.where}): cannot be read back after writing; is the disk failing?")
+    return dataclasses.replace(written, kept=False)
+
+
+def _inspect(path: Path, digest: str) -> Written | None:
+    """A finished shard of this plan, None when the file is missing, damaged or another plan's."""
+    if not path.is_file():
+        return None
+    try:
+        num_samples, attributes = read_shard_attributes(path)
+    except FailedError:
+        return None
+    if attributes.get("plan") != digest:
+        return None
+    return Written(path.name, num_samples, path.stat().st_size, file_digest(path), attributes, kept=True)
