@@ -39,7 +39,6 @@ class Cluster:
         omit: options that the site's sbatch refuses, and that the script therefore leaves out.
         environment: variables for the job.
         prologue: shell lines before the launch, such as `module load …`.
-        scratch: node-local folder, a shell expression expanded in the job.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Cluster:
     omit: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     prologue: tuple[str, ...] = ()
-    scratch: str = "${TMPDIR:-/tmp}"
 
     def launch_words(self, resources: Resources) -> list[str]:
         """The launcher with its numbers filled in, as words."""

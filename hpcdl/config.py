@@ -74,7 +74,10 @@ def load_yaml(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not readable: {error}") from None
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        raise UsageError(f"{path}: not usable YAML: holds the character #x{error.character:04x}") from None
     try:
         node = loader.get_single_node()
         lines: dict[str, int] = {}

@@ -4,10 +4,13 @@
 #
 #   PYTHON=/path/to/python3.12   take this Python (3.11 or newer)
 #   HPCDL_GPU=1 or 0             PyTorch for GPUs or for CPUs. Unset, nvidia-smi decides; a login node often has no GPU: set 1
-#   HPCDL_WITHOUT_HOROVOD=1      leave Horovod out: needs no compiler and no MPI, trains on one process only
+#   HPCDL_WITHOUT_HOROVOD=1      leave Horovod out, which needs a compiler and an MPI
 #   HPCDL_WHEEL_CACHE=folder     where built Horovod wheels are kept (default: hpcdl/wheels in ~/.cache)
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
+export HOME="${HOME:-$(cd ~ && pwd)}" # some CI machines leave it unset
+# Jobs of the test cluster run root's .venv as ordinary users.
+[[ $EUID -ne 0 ]] || umask 022
 
 VENV=$PWD/.venv
 STATE=$VENV/.hpcdl
@@ -195,7 +198,7 @@ build_horovod() (
     is_debian_root && [[ $python == /usr/bin/* ]] || { echo "no Python.h: have python3-dev installed, or set PYTHON" && return 1; }
     apt_install "${python##*/}-dev" || return 1
   fi
-  # A CMake before 3.13 is too old for Horovod, and 4 refuses its oldest parts; setuptools 81 dropped what setup.py uses.
+  # Versions that Horovod, of 2023, was seen to build with; newer ones were not tried or failed.
   pip install 'cmake==3.31.*' 'setuptools<81' wheel || return 1
 
   export HPCDL_BUILD=$BUILD
@@ -271,7 +274,8 @@ install_horovod() {
 check_imports() {
   local modules="torch, h5py, rasterio, mpi4py, hpcdl"
   [[ -n $WITHOUT_HOROVOD ]] || modules+=", horovod.torch"
-  "$VENV/bin/python" -c "import $modules"
+  "$VENV/bin/python" -c "import $modules" ||
+    { echo "If Horovod is at fault (built on another machine?), remove $WHEELS and run again." && return 1; }
 }
 
 # Two runs at once wait for each other (a file system without locks does without). The lock is on the checkout's folder.
@@ -302,7 +306,7 @@ trap 'rm -rf "$BUILD"' EXIT
 step "Installing PyTorch $(pinned torch), $TORCH_KIND build" install_torch
 echo "$TORCH_KIND" >"$STATE/torch"
 if [[ -n $WITHOUT_HOROVOD ]]; then
-  say "Leaving Horovod out (HPCDL_WITHOUT_HOROVOD): no training on several processes"
+  say "Leaving Horovod out (HPCDL_WITHOUT_HOROVOD is set); hpcdl then trains without it"
 else
   check_compiler
   install_mpi

@@ -13,7 +13,7 @@ check_settings() {
     die "HPCDL_CLUSTER_DIR must be an absolute path of plain characters, at most 70: '$STATE'" 2
   case $STATE/ in
     /tmp/* | /dev/* | /proc/* | /sys/* | /run/* | /var/run/*)
-      die "HPCDL_CLUSTER_DIR may not be '$STATE': nodes have their own /tmp and /dev/shm, and /run is lost at a reboot" 2
+      die "HPCDL_CLUSTER_DIR may not be '$STATE': nodes have their own /tmp and /dev/shm, a reboot empties /run" 2
       ;;
   esac
   [[ $NET =~ ^[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$ ]] ||

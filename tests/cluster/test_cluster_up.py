@@ -58,7 +58,7 @@ def test_sacct_knows_job_and_account(cluster: Cluster) -> None:
 def test_preempted_job_is_requeued_and_comes_back(cluster: Cluster) -> None:
     victim = cluster.sbatch(
         'echo "run ${SLURM_RESTART_COUNT:-0}"; [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] || exec sleep 100',
-        *("-p", "preempt", "-w", "n4", "--exclusive", "--open-mode=append", "-o", "victim.out"),
+        *("-p", "preempt", "-w", "n4", "--open-mode=append", "-o", "victim.out"),
     )
     cluster.wait_state(victim, "RUNNING")
 

@@ -1,0 +1,41 @@
+"""What `hpcdl predict` accepts; read with `ast` to make the command line, so the defaults here are literals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from hpcdl.resources import Range
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which scene to map, on which pixels, and how."""
+
+    images: tuple[str, ...]
+    """Image files or globs, in the band order of the run's data set; files on one grid are stacked as bands"""
+    labels: str | None = None
+    """Raster of class codes to score the map against"""
+    grid: Literal["auto", "image"] = "auto"
+    """Pixels of the map: those of the labels, else of the run's data set (auto), or the image's own"""
+    region: Literal["train", "val", "test", "all"] = "all"
+    """Score only the pixels of this split of the run's data set; the map covers the whole image in any case"""
+    window_px: Annotated[int, Range(8, 8192)] | None = None
+    """Height and width of what the network sees at once (default: the training chip, 256 at least)"""
+    overlap: Annotated[float, Range(0, 0.9)] = 0.5
+    """Part of a window that it shares with its neighbour; there both fade into each other"""
+    tta: bool = False
+    """Average over the eight flips and quarter turns of each window: eight times the work, often a better map"""
+    prior_power: Annotated[float, Range(0, 4)] = 0.0
+    """Lower the scores by this times the log of each class's share in training: finds more of the rare classes (logit
+    adjustment, Menon et al. 2021)"""
+    probabilities: bool = False
+    """Write the probability of every class as well: one band a class, in steps of 0.004"""
+    resampling: Literal["nearest", "bilinear", "cubic", "cubicspline", "lanczos", "average"] = "bilinear"
+    """How images are brought onto another grid; use what the data set was made with"""
+    image_crs: str | None = None
+    """Coordinate system of images that carry none, such as EPSG:32612"""
+    label_crs: str | None = None
+    """Coordinate system of labels that carry none"""
+    batch_size: Annotated[int, Range(1)] = 8
+    """Windows that go through the network at once"""
