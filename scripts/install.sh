@@ -191,7 +191,7 @@ find_nccl() {
   return 1
 }
 
-# build_horovod FOLDER: leaves the wheel in FOLDER. Runs through a link without spaces, which CMake's MPI search needs.
+# build_horovod FOLDER: leaves the wheel in FOLDER. It names .venv by a link without spaces, which CMake's MPI search needs.
 build_horovod() (
   local python=${PYTHON_ID#* } folder=$1
   if ! [[ -e $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]; then
@@ -201,7 +201,7 @@ build_horovod() (
   # Versions that Horovod, of 2023, was seen to build with; newer ones were not tried or failed.
   pip install 'cmake==3.31.*' 'setuptools<81' wheel || return 1
 
-  export HPCDL_BUILD=$BUILD
+  export HPCDL_BUILD=$BUILD HPCDL_VENV=$VENV
   ln -sfn "$VENV" "$BUILD/venv"
   mkdir -p "$BUILD/bin"
   # Horovod asks for C++14, PyTorch's headers need C++20. And the library must not look for others in this build's folder,
@@ -224,7 +224,15 @@ for arg in "$@"; do
 done
 exec g++ "${args[@]}"
 WRAPPER
-  chmod +x "$BUILD/bin/c++"
+  # The MPI in .venv would name it by its own path.
+  if [[ $MPICC == "$VENV/bin/mpicc" ]]; then
+    cat >"$BUILD/bin/mpicxx" <<'WRAPPER'
+#!/usr/bin/env bash
+flags=$("$HPCDL_VENV/bin/mpicxx" "$@") || exit
+printf '%s\n' "${flags//"$HPCDL_VENV"/"$HPCDL_BUILD/venv"}"
+WRAPPER
+  fi
+  chmod +x "$BUILD"/bin/*
   "$BUILD/bin/c++" --version ||
     { echo "cannot run a program in $BUILD: set TMPDIR to a folder that allows programs" && return 1; }
 
@@ -233,9 +241,8 @@ WRAPPER
   # Also replaces what a make above this script passes on. A login node's many cores are not ours, hence at most 8.
   MAKEFLAGS=-j$(($(nproc) < 8 ? $(nproc) : 8))
   export MAKEFLAGS
-  [[ $MPICC != "$VENV/bin/mpicc" ]] || export OPAL_PREFIX=$BUILD/venv
   # Without --no-cache-dir pip would hand out a wheel that it built for another MPI or PyTorch.
-  PATH="$BUILD/venv/bin:${MPICC%/*}:$PATH" "$BUILD/venv/bin/python" -m pip wheel -v --no-cache-dir --no-build-isolation \
+  PATH="$BUILD/bin:$BUILD/venv/bin:${MPICC%/*}:$PATH" "$BUILD/venv/bin/python" -m pip wheel -v --no-cache-dir --no-build-isolation \
     --no-deps -w "$BUILD/out" "horovod==$(pinned horovod)" || return 1
   mkdir -p "$folder"
   # Moved within one file system, so that nobody ever sees half a wheel.

@@ -124,3 +124,16 @@ def truncate(path: Path, keep: float) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+def damage_tile(path: Path, row: int, col: int) -> Path:
+    """Rewrite a one-band file in compressed tiles of 64 pixels and spoil the tile in that row and column of tiles."""
+    with rasterio.open(path) as dataset:
+        values, affine, crs, nodata = dataset.read(), dataset.transform, dataset.crs, dataset.nodata
+    write_raster(path, values, affine, crs, nodata, tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    with rasterio.open(path) as dataset:
+        offset = int(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1))
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"spoilt" * 20)
+    return path

@@ -46,12 +46,12 @@ class Local:
         """
         if sbatch_arguments:
             raise UsageError(f"--sbatch {' '.join(sbatch_arguments)!r} is for Slurm; cluster local has no sbatch")
-        supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hpcdl.batch.local", str(run.path)],
-            cwd=run.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        details = {"pid": supervisor.pid, "pid_start": process_start(supervisor.pid), "host": socket.gethostname()}
-        return Submission(f"{PREFIX}{supervisor.pid}", details)
+        quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+        command = [sys.executable, "-P", "-m", "hpcdl.batch.local", str(run.path)]
+        # Not Popen, which wants to be waited for: the supervisor outlives this process.
+        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet, setsid=True)
+        details = {"pid": pid, "pid_start": process_start(pid), "host": socket.gethostname()}
+        return Submission(f"{PREFIX}{pid}", details)
 
     def jobs(self, runs: Sequence[tuple[RunDir, str]]) -> dict[str, JobInfo]:
         """State of each job, by job id."""

@@ -72,9 +72,7 @@ class Scores:
             "macro_f1": self.macro_f1,
             "macro_f1_truth": self.macro_f1_truth,
             "num_pixels": self.num_pixels,
-            "per_class": {
-                one.name: {name: _or_none(getattr(one, name)) for name in names} for one in self.per_class
-            },
+            "per_class": {one.name: {name: _or_none(getattr(one, name)) for name in names} for one in self.per_class},
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -90,7 +89,11 @@ class Band:
 
 
 def predict_strip(
-    tiling: Tiling, strip: Strip, num_classes: int, probabilities: Callable[[Floats], Floats], advance: Callable[[], None]
+    tiling: Tiling,
+    strip: Strip,
+    num_classes: int,
+    probabilities: Callable[[Floats], Floats],
+    advance: Callable[[], None],
 ) -> Iterator[Rows]:
     """Predict a strip's windows, row by row of them, and yield its pixel rows from top to bottom as they are finished.
 
@@ -142,8 +145,3 @@ def _batches(band: Band, tiling: Tiling) -> Iterator[list[int]]:
 def _finish(row: int, sums_KHW: Floats, valid_HW: npt.NDArray[np.bool_], cover_HW: Floats) -> Rows:
     indices_HW = np.where(valid_HW, sums_KHW.argmax(axis=0).astype(np.uint8), np.uint8(NO_CLASS))
     return Rows(row, indices_HW, sums_KHW / cover_HW)
-
-
-def default_window(chip_px: int) -> int:
-    """The training chip, 256 at least (more context, fewer seams), in steps of 32 so that poolings come out even."""
-    return 32 * math.ceil(max(chip_px, 256) / 32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +24,14 @@ class Inputs:
     Attributes:
         target: the map's grid.
         regions: the scored region as half-open rectangles (row0, col0, row1, col1) of the target; None for all pixels.
+        warnings: what the user should know before trusting the map.
     """
 
     scenes: Scenes
     labels: Labels | None
     target: Grid
     regions: tuple[Rect, ...] | None
+    warnings: tuple[str, ...] = ()
 
     def in_region(self, row: int, height: int) -> npt.NDArray[np.bool_]:
         """Which pixels of some rows of the target are scored, height × width of the target."""
@@ -50,30 +51,33 @@ def open_inputs(settings: Settings, trained: TrainedRun) -> Inputs:
             the run does not know or that cannot be found on this grid.
     """
     scenes = open_scenes(settings.images, settings.image_crs)
-    _check_bands(scenes, trained)
+    warnings = _check_bands(scenes, trained)
     labels = None if settings.labels is None else open_labels(settings.labels, settings.label_crs)
     target = _target(settings, scenes, labels, trained)
     if settings.region == "all":
-        return Inputs(scenes, labels, target, None)
+        return Inputs(scenes, labels, target, None, warnings)
     if labels is None:
-        raise UsageError(f"region {settings.region!r} says which pixels to score, but there are no labels; give --labels")
-    return Inputs(scenes, labels, target, _regions(settings.region, target, trained))
+        raise UsageError(
+            f"region {settings.region!r} says which pixels to score, but there are no labels; give --labels"
+        )
+    return Inputs(scenes, labels, target, _regions(settings.region, target, trained), warnings)
 
 
-def _check_bands(scenes: Scenes, trained: TrainedRun) -> None:
+def _check_bands(scenes: Scenes, trained: TrainedRun) -> tuple[str, ...]:
+    """Warnings; raises UsageError for another number of bands."""
     if scenes.num_bands != trained.num_bands:
         names = ", ".join(trained.manifest.entries.get("bands", ())) or "names unknown"
         raise UsageError(
-            f"the images have {scenes.num_bands} bands ({', '.join(scenes.band_names)}), but run {trained.run.name} was "
+            f"the images have {scenes.num_bands} band(s) ({', '.join(scenes.band_names)}), but run {trained.run.name} was "
             f"trained on {trained.num_bands} ({names}); give the same bands in the same order"
         )
     trained_on = trained.manifest.fields["image"]["dtype"]
-    if scenes.dtype != trained_on:
-        print(
-            f"hpcdl: warning: the images hold {scenes.dtype}, run {trained.run.name} was trained on {trained_on}; "
-            "the map is only right if their numbers mean the same",
-            file=sys.stderr,
-        )
+    if scenes.dtype == trained_on:
+        return ()
+    return (
+        f"the images hold {scenes.dtype}, run {trained.run.name} was trained on {trained_on}; the map is right only if "
+        "their numbers mean the same",
+    )
 
 
 def _target(settings: Settings, scenes: Scenes, labels: Labels | None, trained: TrainedRun) -> Grid:
@@ -109,7 +113,9 @@ def _regions(name: str, target: Grid, trained: TrainedRun) -> tuple[Rect, ...]:
     known = entries.get("regions") or {}
     if name not in known or "grid" not in entries:
         have = ", ".join(known) if "grid" in entries and known else "none"
-        raise UsageError(f"region {name!r}: the data set of run {trained.run.name} has regions: {have}; or use region 'all'")
+        raise UsageError(
+            f"region {name!r}: the data set of run {trained.run.name} has regions: {have}; or use region 'all'"
+        )
     lattice = Grid.from_json(entries["grid"])
     offset = target.offset_in(lattice)
     if offset is None:
@@ -121,5 +127,7 @@ def _regions(name: str, target: Grid, trained: TrainedRun) -> tuple[Rect, ...]:
     row, col = offset
     rects = tuple((r0 - row, c0 - col, r1 - row, c1 - col) for r0, c0, r1, c1 in known[name])
     if not any(r1 > 0 and c1 > 0 and r0 < target.height and c0 < target.width for r0, c0, r1, c1 in rects):
-        raise UsageError(f"region {name!r}: lies outside the images; give the scene that run {trained.run.name} was trained on")
+        raise UsageError(
+            f"region {name!r}: lies outside the images; give the scene that run {trained.run.name} was trained on"
+        )
     return rects

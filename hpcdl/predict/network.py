@@ -112,7 +112,9 @@ class Network:
                 network.load_state_dict(weights[name])
             except (KeyError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
-                raise FailedError(f"{trained.checkpoint}: does not fit {job_file.name}: network {name!r}: {reason}") from None
+                raise FailedError(
+                    f"{trained.checkpoint}: does not fit {job_file.name}: network {name!r}: {reason}"
+                ) from None
         self.num_classes = len(trained.classes)
         self._offset = _prior(data.histogram, self.num_classes, prior_power).to(device)
 
@@ -155,7 +157,9 @@ def _prior(histogram: Sequence[int], num_classes: int, power: float) -> torch.Te
     if not power:
         return torch.zeros(1, 1, 1, 1)
     if len(histogram) != num_classes:
-        raise UsageError("prior_power needs the number of train pixels of each class, which this data set's manifest lacks")
+        raise UsageError(
+            "prior_power needs the number of train pixels of each class, which this data set's manifest lacks"
+        )
     # A class without train pixels counts as one pixel: it stays finite.
     counts = [max(1, number) for number in histogram]
     total = sum(counts)

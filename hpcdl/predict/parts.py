@@ -37,7 +37,9 @@ def read_part(path: Path, num_rows: int, num_bands: int, width: int, dtype: str,
     """
     wanted = num_rows * num_bands * width * np.dtype(dtype).itemsize
     if not path.is_file() or path.stat().st_size != wanted:
-        raise FailedError(f"{path}: rows of another rank are missing; do all ranks see this folder, and is the disk full?")
+        raise FailedError(
+            f"{path}: rows of another rank are missing; do all ranks see this folder, and is the disk full?"
+        )
     with path.open("rb") as file:
         for row in range(0, num_rows, rows):
             number = min(rows, num_rows - row)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+
+def default_window(chip_px: int, height: int, width: int) -> int:
+    """The training chip, 256 at least (more context, fewer seams), but no larger than the scene: that would be padding.
+
+    A multiple of 32, so that poolings come out even.
+    """
+    return min(_multiple(max(chip_px, 256)), _multiple(max(height, width)))
+
+
+def _multiple(size: int) -> int:
+    return 32 * math.ceil(size / 32)
 
 
 def starts(length: int, window: int, overlap: float) -> tuple[int, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from conftest import Cluster
@@ -105,3 +108,21 @@ def test_quality_of_service_refuses_too_long_a_job(cluster: Cluster) -> None:
     assert done.returncode == 1
     assert "QOSMaxWallDurationPerJobLimit" in done.stderr
     assert "Job violates accounting/QOS policy" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("horovod") is None, reason="Horovod is not installed in .venv")
+def test_horovod_sums_over_four_nodes(cluster: Cluster) -> None:
+    (cluster.workdir / "ranks.py").write_text(
+        "import torch\n"
+        "import horovod.torch as hvd\n"
+        "hvd.init()\n"
+        "total = hvd.allreduce(torch.tensor([float(hvd.rank())]), op=hvd.Sum).item()\n"
+        "print(hvd.rank(), hvd.size(), total)\n"
+    )
+    python = cluster.checkout / ".venv" / "bin" / "python"
+
+    # --kill-on-bad-exit: without it, ranks that wait for one that has died wait for ever.
+    srun = ["srun", "-N4", "-n4", "--mpi=pmix", "--kill-on-bad-exit=1", "--export=ALL,OMPI_MCA_mpi_yield_when_idle=1"]
+    out = cluster.run([*srun, python, "ranks.py"], timeout=120).stdout
+
+    assert sorted(out.splitlines()) == ["0 4 6.0", "1 4 6.0", "2 4 6.0", "3 4 6.0"]
