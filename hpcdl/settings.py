@@ -112,6 +112,18 @@ def read_help(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))) or ""
 
 
+def read_needs(path: Path) -> tuple[str, ...]:
+    """The constant NEEDS of a job file: the fields of a data set that it trains on.
+
+    Raises:
+        UsageError: it has none.
+    """
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NEEDS":
+            return tuple(ast.literal_eval(node.value))
+    raise UsageError(f"{path}: has no constant NEEDS, such as NEEDS = ('image', 'label')")
+
+
 def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """An instance of a settings class from dotted names and values; names that the class does not have are left alone."""
     arguments: dict[str, Any] = {}

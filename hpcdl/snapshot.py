@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -22,6 +21,8 @@ def digest(path: Path) -> str:
 
 def write_snapshot(folder: Path, job_file: Path | None) -> None:
     """Fill a run's code/ folder: the job file, git.json, uncommitted.patch and env.txt."""
+    import importlib.metadata  # takes as long as half of the command line's start
+
     folder.mkdir(parents=True)
     if job_file is not None:
         shutil.copyfile(job_file, folder / job_file.name)

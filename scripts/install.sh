@@ -204,8 +204,8 @@ build_horovod() (
   export HPCDL_BUILD=$BUILD HPCDL_VENV=$VENV
   ln -sfn "$VENV" "$BUILD/venv"
   mkdir -p "$BUILD/bin"
-  # Horovod asks for C++14, PyTorch's headers need C++20. And the library must not look for others in this build's folder,
-  # which somebody else could make anew: $ORIGIN/../../../.. is the lib folder of whatever .venv the wheel lies in.
+  # Horovod asks for C++14, PyTorch's headers need C++20. And the library must look for others neither in this .venv
+  # nor in this build's folder, which somebody else could make anew, but in the lib folder of whatever .venv it lies in.
   cat >"$BUILD/bin/c++" <<'WRAPPER'
 #!/usr/bin/env bash
 args=()
@@ -216,7 +216,7 @@ for arg in "$@"; do
       IFS=: read -ra folders <<<"${arg#-Wl,-rpath,}"
       arg='-Wl,-rpath,$ORIGIN/../../../..'
       for folder in "${folders[@]}"; do
-        [[ -z $folder || $folder == "$HPCDL_BUILD"/* ]] || arg+=":$folder"
+        [[ -z $folder || $folder == "$HPCDL_BUILD"/* || $folder == "$HPCDL_VENV"/* ]] || arg+=":$folder"
       done
       ;;
   esac
@@ -224,13 +224,14 @@ for arg in "$@"; do
 done
 exec g++ "${args[@]}"
 WRAPPER
-  # The MPI in .venv would name it by its own path.
+  # The MPI in .venv names itself by its own path, spaces and all; CMake looks for mpicxx beside the first mpiexec.
   if [[ $MPICC == "$VENV/bin/mpicc" ]]; then
     cat >"$BUILD/bin/mpicxx" <<'WRAPPER'
 #!/usr/bin/env bash
 flags=$("$HPCDL_VENV/bin/mpicxx" "$@") || exit
 printf '%s\n' "${flags//"$HPCDL_VENV"/"$HPCDL_BUILD/venv"}"
 WRAPPER
+    ln -s "$VENV/bin/mpiexec" "$BUILD/bin/mpiexec"
   fi
   chmod +x "$BUILD"/bin/*
   "$BUILD/bin/c++" --version ||

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from hpcdl.batch.queue import job_state
 from hpcdl.catalog import find_job
 from hpcdl.errors import UsageError
 from hpcdl.rundir import RunDir
+from hpcdl.settings import read_needs
 from hpcdl.shards.manifest import Manifest, Shard, load_manifest, verify_shard
 from hpcdl.spec import JobSpec
 
@@ -55,8 +55,7 @@ def check_data(spec: JobSpec, remember: bool = True) -> JobSpec:
 def _check_fields(spec: JobSpec, manifest: Manifest) -> None:
     snapshot = spec.run_dir / "code" / spec.request["job"]
     job_file = snapshot if snapshot.is_file() else find_job(spec.request["job"], wanted_by=spec.run_dir)
-    needs = job_needs(job_file)
-    missing = [name for name in needs if name not in manifest.fields]
+    missing = [name for name in read_needs(job_file) if name not in manifest.fields]
     if missing:
         raise UsageError(
             f"{manifest.folder}: a data set of kind {manifest.kind!r} has {', '.join(manifest.fields)}; "
@@ -114,11 +113,3 @@ def _check_digests(manifest: Manifest, remember: bool) -> None:
             temporary.replace(path)
         except OSError:
             return  # a shared, read-only data set: the next submission hashes again
-
-
-def job_needs(job_file: Path) -> tuple[str, ...]:
-    """The constant NEEDS of a job file: the fields of a data set that it trains on; read without importing it."""
-    for node in ast.parse(job_file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NEEDS":
-            return tuple(ast.literal_eval(node.value))
-    raise UsageError(f"{job_file}: has no constant NEEDS, such as NEEDS = ('image', 'label')")

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcdl.batch.queue import check_scheduler, submit_run
 from hpcdl.batch.script import render
 from hpcdl.cli._options import (
     ClusterName,
@@ -84,6 +83,7 @@ def submit(
             print(script, end="")
             return
         from hpcdl.batch.preflight import check_data, check_not_active
+        from hpcdl.batch.queue import check_scheduler
 
         check_not_active(former)
         check_scheduler(spec.cluster)
@@ -102,8 +102,12 @@ def submit(
             return
         if data is None:
             raise UsageError(f"--data is missing: which data set shall {architecture} be trained on?")
+        from hpcdl.batch.queue import check_scheduler
+
         check_scheduler(spec.cluster)
         run, undo = write_run(spec, script, job_file)
+    from hpcdl.batch.queue import submit_run
+
     job_id = submit_run(spec.cluster, run, spec.sbatch, undo)
     from hpcdl.cli._follow import announce, wait_and_exit
 

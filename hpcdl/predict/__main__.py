@@ -20,17 +20,12 @@ from hpcdl.predict.rasters import write_rasters
 from hpcdl.predict.request import Job, open_job, read_request
 
 
-def main() -> int:
-    """Run a request; returns the exit code."""
-    if len(sys.argv) != 2:
-        print("usage: python -m hpcdl.predict REQUEST.json", file=sys.stderr)
-        return 2
-    # Slurm's time limit and scancel end a job with SIGTERM: leave in order, so that unfinished files go.
-    signal.signal(signal.SIGTERM, _terminated)
+def main(request: Path) -> int:
+    """Run a request; returns the exit code, unless there are several ranks and this one fails: then all end at once."""
     ranks, job = Ranks(), None
     try:
         ranks = join_ranks(os.environ)
-        opened = _open(Path(sys.argv[1]), ranks)
+        opened = _open(request, ranks)
         if isinstance(opened, int):
             return opened
         job = opened
@@ -85,4 +80,9 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if len(sys.argv) != 2:
+        print("usage: python -m hpcdl.predict REQUEST.json", file=sys.stderr)
+        sys.exit(2)
+    # Slurm's time limit and scancel end a job with SIGTERM: leave in order, so that unfinished files go.
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(main(Path(sys.argv[1])))

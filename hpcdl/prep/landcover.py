@@ -9,6 +9,7 @@ bands of one scene, files on another grid are a further scene.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,12 +124,14 @@ def plan(settings: Settings) -> Plan:
     content = [[s.role, s.sha256] for s in sources if s.role != "legend"]
     named = ("images", "labels", "legend", "classes")
     decisive = {key: value for key, value in dataclasses.asdict(settings).items() if key not in named}
+    tasks = _tasks(layout, settings, scenes)
+    chips = [[task.name, hashlib.sha256(task.items.tobytes()).hexdigest()] for task in tasks]
     return Plan(
-        digest=plans.plan_digest("landcover", _REVISION, decisive, content, grid.to_json(), class_map.to_json()),
+        digest=plans.plan_digest("landcover", _REVISION, decisive, content, chips, grid.to_json(), class_map.to_json()),
         settings=dataclasses.asdict(settings),
         sources=sources,
         fields=fields,
-        shards=_tasks(layout, settings, scenes),
+        shards=tasks,
         counts={split: {"num_buffer": number} for split, number in layout.num_buffer.items()},
         scenes=scenes,
         labels=labels,

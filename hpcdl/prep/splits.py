@@ -41,7 +41,7 @@ class SplitRules:
 
 @dataclass(frozen=True)
 class Layout:
-    """Regions (before buffers) and chips of each split that has any, and the chips that its buffer cost."""
+    """Regions (before buffers) and chips of each split that has any, and how many chips lay in its buffer."""
 
     regions: Mapping[str, list[Rect]]
     chips: Mapping[str, Chips]
@@ -136,8 +136,19 @@ def _chip(regions: Mapping[str, Sequence[Rect]], rules: SplitRules) -> Layout:
         higher = [rect for other in _RANK[: _RANK.index(split)] for rect in merged.get(other, [])]
         found = chips_in(merged[split], rules.chip_px, rules.strides_px[split])
         close = near(found, rules.chip_px, higher, rules.buffer_px)
-        chips[split], num_buffer[split] = found[~close], int(close.sum())
+        # A buffer ends where it ends, not where a chip does: chips that slide up to its edge can use what is left better.
+        slid = chips_in(_without(merged[split], higher, rules.buffer_px), rules.chip_px, rules.strides_px[split])
+        chips[split], num_buffer[split] = max(found[~close], slid, key=len), int(close.sum())
     return Layout({split: merged[split] for split in chips}, chips, num_buffer)
+
+
+def _without(rects: Sequence[Rect], higher: Sequence[Rect], buffer_px: int) -> list[Rect]:
+    """The rectangles less everything closer than the buffer to one of the higher splits' rectangles."""
+    left = list(rects)
+    for row0, col0, row1, col1 in higher:
+        grown = (row0 - buffer_px, col0 - buffer_px, row1 + buffer_px, col1 + buffer_px)
+        left = [part for piece in left for part in subtract(piece, grown)]
+    return merge(left)
 
 
 def _draw(

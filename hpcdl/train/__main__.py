@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from hpcdl.batch.preflight import job_needs
 from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.rundir import RunDir
-from hpcdl.settings import build
+from hpcdl.settings import build, read_needs
 from hpcdl.shards.manifest import load_manifest
 from hpcdl.snapshot import digest
 from hpcdl.train.communicator import Communicator, open_communicator
@@ -40,7 +39,7 @@ def main(run: RunDir) -> int:
     if manifest.digest != spec["data"]["digest"]:
         raise FailedError(f"{manifest.folder}: is not the data set that was submitted (its digest changed)")
     job = load_job(job_file, spec["settings"], DataInfo.of(manifest))
-    trainer = Trainer(run, job, manifest, build(TrainSettings, spec["settings"]), comm, job_needs(job_file))
+    trainer = Trainer(run, job, manifest, build(TrainSettings, spec["settings"]), comm, read_needs(job_file))
     job_id = os.environ.get("HPCDL_JOB_ID", "by-hand")
     if comm.rank == 0:
         restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))

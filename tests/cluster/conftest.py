@@ -87,8 +87,8 @@ class Cluster:
             subprocess.TimeoutExpired: after `timeout` seconds, with all its children killed.
         """
         words = [str(word) for word in cmd]
-        home = {"HOME": str(self.state / "home" / user) if user != "root" else "/root", "USER": user, "LOGNAME": user}
-        full_env = {**self._login_env(), **home, **(env or {})}
+        who = {"HOME": str(Path(f"~{user}").expanduser()), "USER": user, "LOGNAME": user}
+        full_env = {**self._login_env(), **who, **(env or {})}
         as_user = ["/usr/sbin/runuser", "-u", user, "--", *words] if user != "root" else words
         with subprocess.Popen(
             as_user,
