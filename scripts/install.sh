@@ -74,6 +74,11 @@ installed() {
   local name=${folders[0]##*/"$1"-}
   echo "${name%.dist-info}"
 }
+summary() {
+  local horovod
+  horovod=$(installed horovod)
+  echo "Python ${PYTHON_ID%% *}, torch $(installed torch), ${horovod:+Horovod }${horovod:-no Horovod}"
+}
 # The version that pyproject.toml pins, so that it stands in one place.
 pinned() { sed -n "s/.*\"$1==\([^\"]*\)\".*/\1/p" pyproject.toml | head -n 1; }
 
@@ -296,7 +301,7 @@ fi
 PYTHON_ID=$(choose_python)
 TORCH_KIND=$(choose_torch)
 if [[ -f $STATE/complete && $(python_id "$VENV/bin/python") == "$PYTHON_ID" && $(<"$STATE/complete") == "$(describe)" ]]; then
-  say "Nothing to do: .venv is up to date (Python ${PYTHON_ID%% *}, torch $(installed torch), Horovod $(installed horovod))"
+  say "Nothing to do: .venv is up to date ($(summary))"
   exit 0
 fi
 
@@ -325,4 +330,4 @@ step "Checking that all of it can be imported" check_imports
 
 describe >"$STATE/complete.part"
 mv "$STATE/complete.part" "$STATE/complete"
-say "Done in $SECONDS s: Python ${PYTHON_ID%% *}, torch $(installed torch), Horovod $(installed horovod)${MPI:+ on $MPI}"
+say "Done in $SECONDS s: $(summary)${MPI:+ on $MPI}"

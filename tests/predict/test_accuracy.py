@@ -43,7 +43,7 @@ def test_a_perfect_map_scores_one_everywhere(make_case: Callable[..., Case]) -> 
     assert document["files"] == [str(case.folder / f"out/map.{name}") for name in names]
     assert document["map"] == document["files"][0]
     assert document["picture"] == document["files"][-1]
-    rows = list(csv.reader((case.folder / "out/map.confusion.csv").open()))
+    rows = list(csv.reader((case.folder / "out/map.confusion.csv").read_text().splitlines()))
     assert rows[0][1:] == ["11 Open Water", "42 Evergreen Forest", "81 Pasture/Hay"]
     assert sum(int(cell) for row in rows[1:] for cell in row[1:]) == document["num_pixels"]
     saved = json.loads((case.folder / "out/map.accuracy.json").read_text())
