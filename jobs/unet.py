@@ -80,6 +80,8 @@ class UNet(nn.Module):
         rows, columns = x_BCHW.shape[-2:]
         multiple = 2 ** len(self.rise)
         x = F.pad(x_BCHW, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
+        # Convolutions are faster on channels-last activations; the weights stay contiguous, as Horovod wants its gradients.
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)

@@ -24,7 +24,7 @@ class Result(NamedTuple):
 Hpcdl = Callable[..., Result]
 
 
-@pytest.fixture()
+@pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory; no HPCDL_* or SBATCH_* variable and no user file reaches the test."""
     folder = tmp_path / "work"
@@ -37,7 +37,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def hpcdl(workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hpcdl:
     """Call the command line in this process, in the empty working directory."""
 

@@ -34,7 +34,7 @@ class Settings:
 '''
 
 
-@pytest.fixture()
+@pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "job.py"
     path.write_text(SOURCE)

@@ -20,6 +20,16 @@ POLL_S = 1.0
 STATE_POLL_S = 5.0
 
 
+def submitted(run: RunDir, job_id: str, cluster: str, wait: bool, json_: bool) -> None:
+    """What a command does after it has submitted a job: say so, and stay when asked to."""
+    if json_ and not wait:
+        print_json({"job_id": job_id, "run": run.name, "run_dir": str(run.path), "cluster": cluster})
+    elif not json_:
+        announce(run, job_id)
+    if wait:
+        wait_and_exit(run, json_)
+
+
 def announce(run: RunDir, job_id: str) -> None:
     """Job id, folder, and the commands to go on with."""
     runs = "" if run.path.parent == Path.cwd() / "runs" else f" --runs {shlex.quote(str(run.path.parent))}"

@@ -15,8 +15,7 @@ import typer
 
 from hpcdl.batch.queue import check_scheduler, submit_run
 from hpcdl.batch.script import render
-from hpcdl.cli._follow import announce, wait_and_exit
-from hpcdl.cli._options import print_json
+from hpcdl.cli._follow import submitted
 from hpcdl.spec import JobSpec, Options, new_run, write_run
 
 MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict"}
@@ -57,9 +56,4 @@ def run_as_job(
     check_scheduler(spec.cluster)
     run, undo = write_run(spec, script, request=request)
     job_id = submit_run(spec.cluster, run, spec.sbatch, undo)
-    if json_ and not wait:
-        print_json({"job_id": job_id, "run": run.name, "run_dir": str(run.path), "cluster": spec.cluster.name})
-    elif not json_:
-        announce(run, job_id)
-    if wait:
-        wait_and_exit(run, json_)
+    submitted(run, job_id, spec.cluster.name, wait, json_)

@@ -24,7 +24,6 @@ from hpcdl.cli._options import (
     Sbatch,
     Wait,
     parse_settings,
-    print_json,
     warn_environment,
     with_resources,
 )
@@ -73,50 +72,36 @@ def submit(
     warn_environment()
     flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
     settings = parse_settings(set_)
-    if resume is not None:
-        if architecture or data or name:
-            raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
-        former = find_run(resume, Path(runs or "runs"))
-        spec = resume_spec(former, flags, settings, tuple(sbatch or ()))
-        script = render(spec)
-        if dry_run:
-            print(script, end="")
-            return
-        from hpcdl.batch.preflight import check_data, check_not_active
-        from hpcdl.batch.queue import check_scheduler
-
-        check_not_active(former)
-        check_scheduler(spec.cluster)
-        run, undo = rewrite_run(former, check_data(spec), script)
-    else:
+    if resume is None:
         spec, job_file = _new_spec(
             architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags, settings)
         )
-        script = render(spec)
-        if data is not None:
-            from hpcdl.batch.preflight import check_data
+        former = None
+    elif architecture or data or name:
+        raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
+    else:
+        former = find_run(resume, Path(runs or "runs"))
+        spec, job_file = resume_spec(former, flags, settings, tuple(sbatch or ())), None
+    if dry_run and spec.request["data"] is None:
+        print(render(spec), end="")
+        return
+    if spec.request["data"] is None:
+        raise UsageError(f"--data is missing: which data set shall {architecture} be trained on?")
+    # What follows is not needed to show a script, and takes as long to import as all the rest.
+    from hpcdl.batch.preflight import check_data, check_not_active
+    from hpcdl.batch.queue import check_scheduler, submit_run
+    from hpcdl.cli._follow import submitted
 
-            spec = check_data(spec, remember=not dry_run)
-        if dry_run:
-            print(script, end="")
-            return
-        if data is None:
-            raise UsageError(f"--data is missing: which data set shall {architecture} be trained on?")
-        from hpcdl.batch.queue import check_scheduler
-
-        check_scheduler(spec.cluster)
-        run, undo = write_run(spec, script, job_file)
-    from hpcdl.batch.queue import submit_run
-
-    job_id = submit_run(spec.cluster, run, spec.sbatch, undo)
-    from hpcdl.cli._follow import announce, wait_and_exit
-
-    if json_ and not wait:
-        print_json({"job_id": job_id, "run": run.name, "run_dir": str(run.path), "cluster": spec.cluster.name})
-    elif not json_:
-        announce(run, job_id)
-    if wait:
-        wait_and_exit(run, json_)
+    spec = check_data(spec, remember=not dry_run)
+    script = render(spec)
+    if dry_run:
+        print(script, end="")
+        return
+    if former is not None:
+        check_not_active(former)
+    check_scheduler(spec.cluster)
+    run, undo = rewrite_run(former, spec, script) if former else write_run(spec, script, job_file)
+    submitted(run, submit_run(spec.cluster, run, spec.sbatch, undo), spec.cluster.name, wait, json_)
 
 
 def _new_spec(

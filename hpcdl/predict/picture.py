@@ -66,7 +66,7 @@ def _draw(
     inner = cols * width + (cols - 1) * _GAP_IN
     total_width = max(inner, 8.4) + 2 * _MARGIN_IN
     columns = max(1, min(5, int((total_width - 2 * _MARGIN_IN) / 2.75), len(legend) + gaps))
-    legend_height = 0.27 * math.ceil((len(legend) + gaps) / columns) + 0.3
+    legend_height = 0.235 * math.ceil((len(legend) + gaps) / columns) + 0.3
     title_height = 0.36
     total_height = _HEAD_IN - title_height + rows * (height + title_height) + (rows - 1) * 0.1 + legend_height + 0.2
     figure = Figure((total_width, total_height), dpi=_DPI, facecolor="white")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from hpcdl import settings as setting_files
+from hpcdl.catalog import input_kinds
 from hpcdl.errors import UsageError
 from hpcdl.prep.plan import Kind
 
@@ -18,15 +18,10 @@ def load_kind(name: str) -> Kind:
     Raises:
         UsageError: no such kind; lists them.
     """
-    if name not in kinds():
-        raise UsageError(f"unknown kind of input {name!r}; known: {', '.join(kinds())}")
+    known = input_kinds()
+    if name not in known:
+        raise UsageError(f"unknown kind of input {name!r}; known: {', '.join(known)}")
     return cast(Kind, importlib.import_module(f"hpcdl.prep.{name}"))
-
-
-def kinds() -> list[str]:
-    """Names of the modules of this package that have a Settings class, found without importing them."""
-    files = sorted(Path(__file__).parent.glob("[a-z]*.py"))
-    return [path.stem for path in files if "\nclass Settings:" in path.read_text(encoding="utf-8")]
 
 
 def build_settings(kind: Kind, name: str, values: Mapping[str, Any]) -> Any:
@@ -35,7 +30,7 @@ def build_settings(kind: Kind, name: str, values: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: an unknown name, a value that does not fit, or a required one missing.
     """
-    known = setting_files.read_settings(Path(__file__).with_name(f"{name}.py"))
+    known = setting_files.read_settings(input_kinds()[name])
     # Lists keep their items: text would be cut at commas, which a file name may hold.
     layer = {
         key: [value] if known.get(key) and known[key].many and isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """`make bench`: the figures of docs/benchmarks.md. Medians of several rounds; what is compared runs in turn, in the same rounds.
 
-    python -m tests.bench            everything
-    python -m tests.bench startup    one part (startup, throughput)
+python -m tests.bench            everything
+python -m tests.bench startup    one part (startup, throughput)
 """
 
 from __future__ import annotations

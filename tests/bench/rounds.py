@@ -27,4 +27,6 @@ def show(title: str, unit: str, figures: Mapping[str, list[float]], base: str, g
     print(f"\n## {title}\n\n| what | median {unit} | min | max | ratio to {base} | goal |\n|---|---|---|---|---|---|")
     for name, values in figures.items():
         cells = [f"{statistics.median(values):.4g}", f"{min(values):.4g}", f"{max(values):.4g}"]
-        print(f"| {name} | {' | '.join(cells)} | {ratio(figures, name, base):.3f} | {goals.get(name, '')} |", flush=True)
+        print(
+            f"| {name} | {' | '.join(cells)} | {ratio(figures, name, base):.3f} | {goals.get(name, '')} |", flush=True
+        )

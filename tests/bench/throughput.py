@@ -32,14 +32,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_blobs(Path(folder) / "data", {"train": 64}, chip_px=128, bands=4, per_shard=64)
 
-        def start(mode: str, prefix: list[str], number: int = 0, more: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        def start(
+            mode: str, prefix: list[str], number: int = 0, more: dict[str, str] | None = None
+        ) -> subprocess.Popen[str]:
             command = [*prefix, sys.executable, "-m", "tests.bench.worker", mode, folder, str(number)]
             return subprocess.Popen(command, env={**local, **(more or {})}, stdout=subprocess.PIPE, text=True)
 
         def rate(*started: subprocess.Popen[str]) -> float:
             outputs = [process.communicate()[0] for process in started]
             assert all(process.returncode == 0 for process in started)
-            return sum(float(line.split()[1]) for text in outputs for line in text.splitlines() if line.startswith("rate "))
+            return sum(
+                float(line.split()[1]) for text in outputs for line in text.splitlines() if line.startswith("rate ")
+            )
 
         alone = {
             "bare loop, one process": lambda: rate(start("bare", [])),

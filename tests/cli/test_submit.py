@@ -101,7 +101,7 @@ def test_dry_run_prints_the_script_that_is_submitted_and_writes_nothing(hpcdl: H
     assert (Path("runs") / "it's $(one)" / "job.sbatch").read_text() == dry.out
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_a_run_from_submission_to_resume(hpcdl: Hpcdl, data: Path) -> None:
     result = hpcdl(
         "submit", "unet", "--data", data, *TINY, "--name", "ün $(run) 'q'", "--set", "epochs=2", "--json", "--wait"
@@ -135,7 +135,7 @@ def test_a_run_from_submission_to_resume(hpcdl: Hpcdl, data: Path) -> None:
     assert "had ended already" in hpcdl("cancel", run.name).out
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_a_job_that_fails_passes_on_its_code_and_shows_its_log(hpcdl: Hpcdl, data: Path, workdir: Path) -> None:
     jobs = workdir / "jobs"
     jobs.mkdir()

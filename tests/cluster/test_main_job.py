@@ -62,9 +62,7 @@ def test_four_nodes_make_the_same_shards_as_one_process(cluster: Cluster, projec
 
 def test_four_ranks_train_as_one_and_the_map_is_drawn(cluster: Cluster, project: Path) -> None:
     common = ["submit", "unet", "--data", "data/four", *TINY, "--set", "epochs=2"]
-    submitted = json.loads(
-        cluster.hpcdl(*common, "--nodes", "4", "--name", "fo'ur $(x)", "--json", cwd=project).stdout
-    )
+    submitted = json.loads(cluster.hpcdl(*common, "--nodes", "4", "--name", "fo'ur $(x)", "--json", cwd=project).stdout)
     cluster.hpcdl(*common, "--name", "one", "--cluster", "local", "--wait", cwd=project, timeout=180)
     assert cluster.wait_job(submitted["job_id"], timeout=180) == "COMPLETED"
     run = Path(submitted["run_dir"])
@@ -106,7 +104,9 @@ def test_cancel_and_resume(cluster: Cluster) -> None:
     write_blobs(cluster.workdir / "data", {"train": 16})
     give(cluster, cluster.workdir)
     flags = [*TINY, "--set", "epochs=100000", "--set", "checkpoint_every=0", "--set", "val_every=0"]
-    started = json.loads(cluster.hpcdl("submit", "unet", "--data", "data", *flags, "--name", "long", "--nodes", "2", "--json").stdout)
+    started = json.loads(
+        cluster.hpcdl("submit", "unet", "--data", "data", *flags, "--name", "long", "--nodes", "2", "--json").stdout
+    )
     metrics = Path(started["run_dir"]) / "metrics.jsonl"
     cluster.wait_state(started["job_id"], "RUNNING")
     assert _until_lines(metrics, 5)
@@ -147,7 +147,7 @@ def test_what_slurm_refuses_is_shown_and_leaves_nothing(cluster: Cluster, flags:
 def test_reservation_qos_and_passed_on_options_reach_slurm(cluster: Cluster) -> None:
     write_blobs(cluster.workdir / "data", {"train": 8})
     give(cluster, cluster.workdir)
-    flags = ["--reservation", cluster.reservation, "--qos", "short", "--sbatch=--comment=it's \"mine\"", "-t", "2"]
+    flags = ["--reservation", cluster.reservation, "--qos", "short", '--sbatch=--comment=it\'s "mine"', "-t", "2"]
     done = cluster.hpcdl("submit", "unet", "--data", "data", *TINY, *flags, "--set", "max_steps=1", "--json")
     job_id = json.loads(done.stdout)["job_id"]
     (record,) = cluster.sacct(job_id, ["QOS", "Reservation", "TimelimitRaw"])

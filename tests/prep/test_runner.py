@@ -12,9 +12,10 @@ from pathlib import Path
 import h5py
 import pytest
 
+from hpcdl.catalog import input_kinds
 from hpcdl.errors import UsageError
 from hpcdl.prep.cluster import Launch, find_launch
-from hpcdl.prep.kinds import build_settings, kinds, load_kind
+from hpcdl.prep.kinds import build_settings, load_kind
 from hpcdl.prep.landcover import Settings
 from hpcdl.shards.manifest import load_manifest, verify_shard
 from tests.generators import damage_tile, landcover_files
@@ -173,7 +174,7 @@ def test_launchers_are_told_apart():
 
 
 def test_kinds_are_the_files_with_settings():
-    assert kinds() == ["landcover"]
+    assert list(input_kinds()) == ["landcover"]
     with pytest.raises(UsageError, match="unknown kind of input 'landcove'; known: landcover"):
         load_kind("landcove")
 

@@ -15,7 +15,7 @@ from hpcdl.shards.order import SampleOrder
 from tests.datasets import write_blobs
 
 
-@pytest.fixture()
+@pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     return write_blobs(tmp_path / "data", {"train": 21, "val": 3}, per_shard=8)
 

@@ -1,4 +1,4 @@
-"""A small DCGAN (Radford, Metz, Chintala 2016): two networks in turn, to hold the loop to its word that it knows no architecture."""
+"""A small DCGAN (Radford, Metz, Chintala 2016): two networks in turn; the loop must know no architecture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
