@@ -3,7 +3,7 @@
 # the map and its page. `make demo` calls it; each time it makes the run anew.
 #
 #   IMAGES='scenes/2019*.tif scenes/2020*.tif' LABELS=nlcd.tif    your own files instead of a generated scene
-#   EPOCHS=5                                                       how long to train (default 3)
+#   EPOCHS=5                                                       how long to train (default 25)
 #
 # IMAGES and LABELS hold one path, or one glob, spaces and all; or several words, quoted as in a shell:
 # make demo IMAGES="'my scenes/*.tif' other.tif" LABELS='my labels.tif'
@@ -18,7 +18,9 @@ die() {
   exit 1
 }
 hpcdl() {
-  printf '\n$ hpcdl %s\n' "${*@Q}"
+  printf '\n$ hpcdl'
+  printf ' %q' "$@"
+  echo
   "$PYTHON" -m hpcdl "$@"
 }
 
@@ -64,12 +66,10 @@ fi
 # Runs go to ./runs, and an hpcdl.yaml that a user keeps in the checkout does not count here.
 cd demo
 rm -rf data runs/demo map.tif map.png
-# mpirun counts cores and refuses to start as root unless told; a demo runs on one core and in a container too.
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-
-hpcdl preprocess landcover --images "${images[@]}" --labels "${labels[0]}" --out data
-hpcdl submit unet --data data --cluster local --ntasks-per-node 2 --name demo --wait --set "epochs=${EPOCHS:-3}"
-hpcdl predict runs/demo --images "${images[@]}" --labels "${labels[0]}" --out map.tif --wait
+hpcdl preprocess landcover --images "${images[@]}" --labels "${labels[0]}" --chip-px 64 --train-stride-px 32 --out data
+hpcdl submit unet --data data --cluster local --ntasks-per-node 2 --name demo --wait \
+  --set width=16 --set depth=3 --set optimizer.lr=3e-3 --set "epochs=${EPOCHS:-25}" --set checkpoint_every=5
+hpcdl predict demo --images "${images[@]}" --labels "${labels[0]}" --region test --out map.tif
 [[ -f map.png ]] || die "hpcdl predict ended well but left no demo/map.png"
 say "done in $((SECONDS - STARTED)) s; the map:"
 printf '%s\n' "$PWD/map.png"

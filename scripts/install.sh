@@ -206,12 +206,14 @@ build_horovod() (
   # Versions that Horovod, of 2023, was seen to build with; newer ones were not tried or failed.
   pip install 'cmake==3.31.*' 'setuptools<81' wheel || return 1
 
-  export HPCDL_BUILD=$BUILD HPCDL_VENV=$VENV
-  ln -sfn "$VENV" "$BUILD/venv"
-  mkdir -p "$BUILD/bin"
+  HPCDL_BUILD=$(mktemp -d "${TMPDIR:-/tmp}/hpcdl-build.XXXXXX") || return 1
+  trap 'rm -rf "$HPCDL_BUILD"' EXIT
+  export HPCDL_BUILD HPCDL_VENV=$VENV
+  ln -sfn "$VENV" "$HPCDL_BUILD/venv"
+  mkdir -p "$HPCDL_BUILD/bin"
   # Horovod asks for C++14, PyTorch's headers need C++20. And the library must look for others neither in this .venv
   # nor in this build's folder, which somebody else could make anew, but in the lib folder of whatever .venv it lies in.
-  cat >"$BUILD/bin/c++" <<'WRAPPER'
+  cat >"$HPCDL_BUILD/bin/c++" <<'WRAPPER'
 #!/usr/bin/env bash
 args=()
 for arg in "$@"; do
@@ -231,29 +233,29 @@ exec g++ "${args[@]}"
 WRAPPER
   # The MPI in .venv names itself by its own path, spaces and all; CMake looks for mpicxx beside the first mpiexec.
   if [[ $MPICC == "$VENV/bin/mpicc" ]]; then
-    cat >"$BUILD/bin/mpicxx" <<'WRAPPER'
+    cat >"$HPCDL_BUILD/bin/mpicxx" <<'WRAPPER'
 #!/usr/bin/env bash
 flags=$("$HPCDL_VENV/bin/mpicxx" "$@") || exit
 printf '%s\n' "${flags//"$HPCDL_VENV"/"$HPCDL_BUILD/venv"}"
 WRAPPER
-    ln -s "$VENV/bin/mpiexec" "$BUILD/bin/mpiexec"
+    ln -s "$VENV/bin/mpiexec" "$HPCDL_BUILD/bin/mpiexec"
   fi
-  chmod +x "$BUILD"/bin/*
-  "$BUILD/bin/c++" --version ||
-    { echo "cannot run a program in $BUILD: set TMPDIR to a folder that allows programs" && return 1; }
+  chmod +x "$HPCDL_BUILD"/bin/*
+  "$HPCDL_BUILD/bin/c++" --version ||
+    { echo "cannot run a program in $HPCDL_BUILD: set TMPDIR to a folder that allows programs" && return 1; }
 
   export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
-  export HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 CXX=$BUILD/bin/c++
+  export HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 CXX=$HPCDL_BUILD/bin/c++
   # Also replaces what a make above this script passes on. A login node's many cores are not ours, hence at most 8.
   MAKEFLAGS=-j$(($(nproc) < 8 ? $(nproc) : 8))
   export MAKEFLAGS
   # Without --no-cache-dir pip would hand out a wheel that it built for another MPI or PyTorch.
-  PATH="$BUILD/bin:$BUILD/venv/bin:${MPICC%/*}:$PATH" "$BUILD/venv/bin/python" -m pip wheel -v --no-cache-dir --no-build-isolation \
-    --no-deps -w "$BUILD/out" "horovod==$(pinned horovod)" || return 1
+  PATH="$HPCDL_BUILD/bin:$HPCDL_BUILD/venv/bin:${MPICC%/*}:$PATH" "$HPCDL_BUILD/venv/bin/python" -m pip wheel -v \
+    --no-cache-dir --no-build-isolation --no-deps -w "$HPCDL_BUILD/out" "horovod==$(pinned horovod)" || return 1
   mkdir -p "$folder"
   # Moved within one file system, so that nobody ever sees half a wheel.
   local wheel
-  for wheel in "$BUILD"/out/horovod-*.whl; do
+  for wheel in "$HPCDL_BUILD"/out/horovod-*.whl; do
     cp "$wheel" "$folder/.part.$$" && mv -f "$folder/.part.$$" "$folder/${wheel##*/}"
   done
 )
@@ -313,8 +315,6 @@ fi
 mkdir -p "$STATE"
 : >"$LOG"
 [[ -e $VENV/pyvenv.cfg ]] || make_venv
-BUILD=$(mktemp -d "${TMPDIR:-/tmp}/hpcdl-build.XXXXXX")
-trap 'rm -rf "$BUILD"' EXIT
 
 step "Installing PyTorch $(pinned torch), $TORCH_KIND build" install_torch
 echo "$TORCH_KIND" >"$STATE/torch"

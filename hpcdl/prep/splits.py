@@ -8,7 +8,7 @@ test and val are whole regions or blocks, and a buffer of chips beside them is l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from hpcdl.raster.grid import Grid
 _BLOCKS_WANTED = 20
 # Random drawings of blocks that are compared; the one whose buffers cost the least is taken.
 _DRAWINGS = 40
+# A drawing that keeps less of its scarcest split than this gives way to splits side by side, which have short borders.
+_KEEP = 0.6
 _RANK = ("test", "val", "train")
 
 
@@ -157,7 +159,8 @@ def _draw(
     """Draw whole blocks of `rest` for the splits of `fractions`; the others train.
 
     Buffers cost most when blocks lie scattered. Of some drawings the one is taken whose scarcest split keeps the
-    largest part of the chips that its fraction promises.
+    largest part of the chips that its fraction promises; in a small scene, where all of them lose much, the splits lie
+    side by side instead.
     """
     block_px = rules.block_px or default_block_px(rest, rules.chip_px)
     blocks = [block for rect in rest for block in blocks_of(rect, block_px)]
@@ -171,20 +174,33 @@ def _draw(
     random = np.random.default_rng(rules.seed)
     # Chips of a drawing, about; a scene with very many has blocks to spare, and comparing drawings would take minutes.
     num_chips = sum(area(block) for block in blocks) // min(rules.strides_px.values()) ** 2
-    best, best_score = None, -1.0
-    for _ in range(max(1, min(_DRAWINGS, 4_000_000 // max(1, num_chips)))):
-        order = random.permutation(len(blocks)).tolist()
+    num_drawings = max(1, min(_DRAWINGS, 4_000_000 // max(1, num_chips)))
+
+    def lay(order: list[int]) -> tuple[float, Layout]:
         drawn: dict[str, list[Rect]] = dict(regions)
         for split in (*fractions, "train"):
             drawn[split] = [blocks[number] for number in sorted(order[: wanted[split]])]
             order = order[wanted[split] :]
         layout = _chip(drawn, rules)
         # Chips kept per block wanted, with the stride taken out, so that splits of unequal strides compare.
-        score = min(len(layout.chips[split]) * rules.strides_px[split] ** 2 / wanted[split] for split in wanted)
-        if score > best_score:
-            best, best_score = layout, score
-    assert best is not None
-    return best
+        return min(len(layout.chips[split]) * rules.strides_px[split] ** 2 / wanted[split] for split in wanted), layout
+
+    def best(orders: Iterable[list[int]]) -> tuple[float, Layout]:
+        return max((lay(order) for order in orders), key=lambda pair: pair[0])
+
+    kept, layout = best(random.permutation(len(blocks)).tolist() for _ in range(num_drawings))
+    if kept < _KEEP * block_px**2:
+        compact = best(_from_both_ends(blocks, numbers, axis, sign) for axis in (0, 1) for sign in (1, -1))
+        layout = max((kept, layout), compact, key=lambda pair: pair[0])[1]
+    return layout
+
+
+def _from_both_ends(blocks: Sequence[Rect], numbers: Mapping[str, int], axis: int, sign: int) -> list[int]:
+    """An order in which the first split lies at one end of the scene, a second one at the other, and train between them."""
+    order = sorted(range(len(blocks)), key=lambda n: (sign * blocks[n][axis], blocks[n][1 - axis]))
+    first, *second = numbers.values()
+    last = len(order) - sum(second)
+    return order[:first] + order[last:] + order[first:last]
 
 
 def default_block_px(rects: Sequence[Rect], chip_px: int) -> int:

@@ -35,7 +35,7 @@ class RasterSource:
         grid: the file's own grid.
         dtype: pixel type of all bands, numpy's name.
         num_bands: bands without the alpha band.
-        band_names: the file's stem, or `stem_b1`, `stem_b2`, … in a file of several bands.
+        band_names: the file's stem; in a file of several bands their descriptions, else `stem_b1`, `stem_b2`, ….
 
     Raises:
         UsageError: no such file, not a raster, damaged, no CRS, no georeference, a pixel type that is not served.
@@ -81,10 +81,12 @@ class RasterSource:
         self.dtype: str = dataset.dtypes[0]
         self.alpha: int | None = alpha[0] if alpha else None
         self.num_bands: int = dataset.count - len(alpha)
-        names = (
-            [self.path.stem] if self.num_bands == 1 else [f"{self.path.stem}_b{n + 1}" for n in range(self.num_bands)]
+        stem, described = self.path.stem, dataset.descriptions
+        self.band_names = (
+            (stem,)
+            if self.num_bands == 1
+            else tuple(described[n] or f"{stem}_b{n + 1}" for n in range(self.num_bands))
         )
-        self.band_names = tuple(names)
         # NaN means "no data" in a float band that declares nothing else.
         missing = math.nan if np.dtype(self.dtype).kind == "f" else None
         self.nodatas: tuple[float | None, ...] = tuple(
