@@ -111,18 +111,24 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of option values, with the words that name it in errors ({name} is replaced by the option)."""
+    """One source of option values, with the words that name it in errors ({name} is replaced by the option).
+
+    Attributes:
+        settings: what `--set` takes, for every architecture, by dotted name.
+        architectures: the same for some architectures, by their name.
+    """
 
     where: str
     values: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def user_layers(known: set[str]) -> list[Layer]:
     """Environment, project file and user file, highest precedence first.
 
     Args:
-        known: the options that may stand in a file; `settings:` may stand there too.
+        known: the options that may stand in a file; `settings:` and `architectures:` may stand there too.
 
     Raises:
         UsageError: an unknown option in a file.
@@ -141,9 +147,10 @@ def user_layers(known: set[str]) -> list[Layer]:
     for path in (Path.cwd() / "hpcdl.yaml", home / "hpcdl" / "config.yaml"):
         if path.is_file():
             document = load_yaml(path)
-            document.only(known | {"settings"})
-            values = {key: value for key, value in document.values.items() if key != "settings"}
-            layers.append(Layer(f"{path}, {{name}}", values, flatten(document.section("settings"))))
+            document.only(known | {"settings", "architectures"})
+            values = {key: value for key, value in document.values.items() if key in known}
+            own = {str(name): flatten(body or {}) for name, body in document.section("architectures").items()}
+            layers.append(Layer(f"{path}, {{name}}", values, flatten(document.section("settings")), own))
     return layers
 
 

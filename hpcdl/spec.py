@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,15 +116,23 @@ class Options:
     resources: Resources
     runs: Path
     comm: str
-    settings_layers: list[tuple[str, Mapping[str, Any]]]
+    layers: Sequence[Layer]
+
+    def settings_layers(self, architecture: str, given: Mapping[str, str]) -> list[tuple[str, Mapping[str, Any]]]:
+        """Settings for one architecture, lowest precedence first: the files', then what --set gave."""
+        found: list[tuple[str, Mapping[str, Any]]] = []
+        for layer in reversed(self.layers):
+            found.append((layer.where.replace("{name}", "settings"), layer.settings))
+            own = layer.architectures.get(architecture, {})
+            found.append((layer.where.replace("{name}", f"architectures, {architecture}"), own))
+        return [*found, ("--set", given)]
 
 
-def resolve_options(flags: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> Options:
+def resolve_options(flags: Mapping[str, Any]) -> Options:
     """Lay command line, environment, files and cluster profile over each other.
 
     Args:
         flags: options given on the command line by Python name; None is 'not given'.
-        settings: what --set gave.
 
     Raises:
         UsageError: unknown or unusable values, named with the place they come from; more than the cluster has.
@@ -154,11 +162,7 @@ def resolve_options(flags: Mapping[str, Any], settings: Mapping[str, str] | None
     except ValueError as error:
         raise UsageError(f"{error}; see `hpcdl submit --help`") from None
     cluster.check(resources)
-    settings_layers: list[tuple[str, Mapping[str, Any]]] = [
-        (layer.where.replace("{name}", "settings"), layer.settings) for layer in reversed(layers) if layer.settings
-    ]
-    settings_layers.append(("--set", dict(settings or {})))
-    return Options(cluster, resources, Path(first("runs", "runs")), comm, settings_layers)
+    return Options(cluster, resources, Path(first("runs", "runs")), comm, layers)
 
 
 def choose_comm(comm: str, resources: Resources) -> str:

@@ -73,9 +73,7 @@ def submit(
     flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
     settings = parse_settings(set_)
     if resume is None:
-        spec, job_file = _new_spec(
-            architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags, settings)
-        )
+        spec, job_file = _new_spec(architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags))
         former = None
     elif architecture or data or name:
         raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
@@ -115,7 +113,7 @@ def _new_spec(
     if architecture is None:
         raise UsageError("which architecture? For example: hpcdl submit unet --data data/zion")
     chosen = load_architecture(architecture)
-    values = chosen.resolve_settings(options.settings_layers)
+    values = chosen.resolve_settings(options.settings_layers(chosen.name, settings))
     run_name, run_dir = new_run(options.runs, name, chosen.name)
     request = {
         "architecture": chosen.name,

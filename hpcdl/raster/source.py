@@ -83,9 +83,7 @@ class RasterSource:
         self.num_bands: int = dataset.count - len(alpha)
         stem, described = self.path.stem, dataset.descriptions
         self.band_names = (
-            (stem,)
-            if self.num_bands == 1
-            else tuple(described[n] or f"{stem}_b{n + 1}" for n in range(self.num_bands))
+            (stem,) if self.num_bands == 1 else tuple(described[n] or f"{stem}_b{n + 1}" for n in range(self.num_bands))
         )
         # NaN means "no data" in a float band that declares nothing else.
         missing = math.nan if np.dtype(self.dtype).kind == "f" else None

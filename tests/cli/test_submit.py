@@ -177,7 +177,9 @@ def test_precedence(hpcdl: Hpcdl, workdir: Path, tmp_path: Path, monkeypatch: py
     user.mkdir(parents=True)
     (user / "config.yaml").write_text("cluster: testcluster\nnodes: 2\n")
     assert nodes_and_partition() == ("2", "normal")
-    (workdir / "hpcdl.yaml").write_text("nodes: 3\npartition: preempt\nsettings: {width: 8}\n")
+    (workdir / "hpcdl.yaml").write_text(
+        "nodes: 3\npartition: preempt\nsettings: {epochs: 8}\narchitectures: {unet: {width: 8}}\n"
+    )
     assert nodes_and_partition() == ("3", "preempt")
     monkeypatch.setenv("SBATCH_PARTITION", "normal")
     assert nodes_and_partition() == ("3", "normal")
@@ -196,3 +198,25 @@ def test_variables_that_slurm_ignores_are_warned_of(
     result = hpcdl("submit", "unet", "--dry-run")
     assert result.code == 0
     assert "SBATCH_TIME is set, but Slurm and hpcdl ignore it; the real name is SBATCH_TIMELIMIT" in result.err
+
+
+def test_settings_of_the_project_file(hpcdl: Hpcdl, data: Path, workdir: Path) -> None:
+    (workdir / "hpcdl.yaml").write_text("settings: {epochs: 7}\narchitectures: {unet: {width: 3}, other: {size: 1}}\n")
+    flags = [
+        "--data",
+        data,
+        "--set",
+        "depth=1",
+        "--set",
+        "batch_size=4",
+        "--set",
+        "max_steps=1",
+        "--name",
+        "x",
+        "--wait",
+    ]
+    assert hpcdl("submit", "unet", *flags).code == 0
+    settings = yaml.safe_load(Path("runs/x/run.yaml").read_text())["settings"]
+    assert (settings["epochs"], settings["width"], settings["depth"]) == (7, 3, 1)
+    (workdir / "hpcdl.yaml").write_text("architectures: {unet: {widht: 3}}\n")
+    assert "hpcdl.yaml, architectures, unet: unknown setting 'widht'" in hpcdl("submit", "unet", "--dry-run").err
