@@ -42,7 +42,7 @@ def yaml_and_python_files(document: str) -> dict[str, str]:
     """Files that a document tells its reader to write: a line with `path` in backquotes and a colon, then a code block."""
     text = (ROOT / document).read_text(encoding="utf-8")
     pairs = re.findall(r"`((?:configs|jobs)/[\w/.]+)`[^\n]*:\n\n```(?:yaml|python)\n(.*?)```", text, re.DOTALL)
-    return {path: body for path, body in pairs}
+    return dict(pairs)
 
 
 def write_inputs(folder: Path) -> None:

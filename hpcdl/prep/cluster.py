@@ -81,7 +81,8 @@ def local_workers(workers: int) -> Iterator[Client]:
             n_workers=workers,
             processes=True,
             threads_per_worker=1,
-            dashboard_address=None,
+            # None would still try port 8787, and warn when a neighbour has it.
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
