@@ -19,7 +19,13 @@ LOCAL_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANK
 
 
 class Reducer(ABC):
-    """Sums one network's gradients over the ranks while backward runs, then lets its optimizer step."""
+    """Sums one network's gradients over the ranks while backward runs, then lets its optimizer step.
+
+    Attributes:
+        optimizer: the one that steps and holds the state; Horovod's is another object than the one it was made from.
+    """
+
+    optimizer: Optimizer
 
     @abstractmethod
     def finish(self) -> None:

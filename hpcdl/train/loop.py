@@ -83,11 +83,16 @@ class Trainer:
             if settings.ema
             else {}
         )
-        self.optimizers = {name: make_optimizer(network, settings.optimizer) for name, network in self.networks.items()}
         self.reducers: dict[str, Reducer] = {
-            name: comm.reducer(optimizer, self.networks[name], settings.accumulate, settings.compression == "fp16")
-            for name, optimizer in self.optimizers.items()
+            name: comm.reducer(
+                make_optimizer(network, settings.optimizer),
+                network,
+                settings.accumulate,
+                settings.compression == "fp16",
+            )
+            for name, network in self.networks.items()
         }
+        self.optimizers = {name: reducer.optimizer for name, reducer in self.reducers.items()}
         self.peak = settings.optimizer.lr * (comm.size if settings.scale_lr else 1)
         self.scales: dict[int, float] = {}
         self.loaders = {
