@@ -36,7 +36,8 @@ class Settings:
     augment: Literal["none", "flips", "d4"] = "d4"
     """Random flips, or flips and quarter turns: a scene has no up."""
     jitter: Annotated[float, Range(0, 1)] = 0.0
-    """Standard deviation of a random gain and offset of each band, after normalisation: another day's light."""
+    """Another day's light: a random offset of all bands with this standard deviation, and of each band with half of it,
+    in units of the bands' own standard deviation."""
     class_weight: Annotated[float, Range(0, 1)] = 0.0
     """Weights classes by frequency to the power of minus this: 0 not at all, 1 all classes alike."""
     label_smoothing: Annotated[float, Range(0, 0.9)] = 0.0
@@ -187,9 +188,9 @@ class Job(JobBase):
         pairs = [_turn(x, y, code, square) for x, y, code in zip(x_BCHW, y_BHW, codes, strict=True)]
         x, y = torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
         if self.settings.jitter:
-            noise = torch.stack([_noise(int(draw), 2 * self.channels) for draw in draws]).to(x.device)
-            gain, offset = (self.settings.jitter * noise).view(len(x), 2, self.channels, 1, 1).unbind(1)
-            x = x * (1 + gain) + offset
+            noise_BN = torch.stack([_noise(int(draw), 1 + self.channels) for draw in draws]).to(x.device)
+            offset_BC = self.settings.jitter * (noise_BN[:, :1] + 0.5 * noise_BN[:, 1:])
+            x = x + offset_BC[:, :, None, None]
         return x, y
 
 

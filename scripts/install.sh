@@ -293,6 +293,9 @@ check_imports() {
     { echo "If Horovod is at fault (built on another machine?), remove $WHEELS and run again." && return 1; }
 }
 
+# A user of a shared checkout cannot write byte code beside it, and would compile hpcdl at every command.
+compile_code() { "$VENV/bin/python" -m compileall -q hpcdl || true; }
+
 # Two runs at once wait for each other (a file system without locks does without). The lock is on the checkout's folder.
 exec 9<.
 if command -v flock >/dev/null && ! flock -n 9 2>/dev/null; then
@@ -303,6 +306,7 @@ fi
 PYTHON_ID=$(choose_python)
 TORCH_KIND=$(choose_torch)
 if [[ -f $STATE/complete && $(python_id "$VENV/bin/python") == "$PYTHON_ID" && $(<"$STATE/complete") == "$(describe)" ]]; then
+  compile_code
   say "Nothing to do: .venv is up to date ($(summary))"
   exit 0
 fi
@@ -328,6 +332,7 @@ fi
 step "Installing hpcdl and the tools for its development" pip install -e '.[dev]' cloudpickle psutil cffi packaging
 step "Checking that all of it can be imported" check_imports
 
+compile_code
 describe >"$STATE/complete.part"
 mv "$STATE/complete.part" "$STATE/complete"
 say "Done in $SECONDS s: $(summary)${MPI:+ on $MPI}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,7 +103,7 @@ class _HorovodReducer(Reducer):
     def __init__(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> None:
         import horovod.torch as hvd
 
-        self.optimizer = hvd.DistributedOptimizer(
+        self.optimizer: Any = hvd.DistributedOptimizer(
             optimizer,
             named_parameters=network.named_parameters(),
             op=hvd.Sum,

@@ -81,3 +81,13 @@ def test_one_class_is_too_few() -> None:
 
     with pytest.raises(UsageError, match=r"unet\.py: needs a data set of at least two classes"):
         job(classes=1)
+
+
+def test_jitter_moves_all_bands_of_a_sample_together() -> None:
+    one = job(channels=4, augment="none", jitter=0.1)
+    still = torch.zeros(500, 4, 2, 2)
+    moved, _ = one._augment(still, torch.zeros(500, 2, 2, dtype=torch.int64), torch.arange(500))
+    offset_BC = moved[:, :, 0, 0]
+    assert torch.equal(moved, offset_BC[:, :, None, None].expand_as(moved))
+    assert offset_BC.mean(1).std().item() == pytest.approx((0.1**2 + 0.05**2 / 4) ** 0.5, rel=0.1)
+    assert (offset_BC - offset_BC.mean(1, keepdim=True)).std().item() == pytest.approx(0.05 * (3 / 4) ** 0.5, rel=0.1)
