@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(?:<!-- runs: (\w+) -->\n)?```console\n(.*?)```", re.DOTALL
 
 PROJECT = """\
 # Makes every training of the documents a matter of seconds; flags in them still win.
-settings: {epochs: 1, batch_size: 8, log_every: 1}
+settings: {epochs: 1, max_steps: 4, batch_size: 8, log_every: 1}
 architectures:
   unet: {width: 2, depth: 1}
 """

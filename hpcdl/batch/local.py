@@ -23,6 +23,7 @@ from hpcdl.batch.states import JobInfo, Submission
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.resources import parse_time, time_text
 from hpcdl.rundir import RunDir
+from hpcdl.spec import JobSpec
 
 GRACE_S = 30
 """Between SIGTERM, which lets a training save its state, and SIGKILL; as long as Slurm's KillWait."""
@@ -33,10 +34,18 @@ PREFIX = "local-"
 class Local:
     """This machine, without Slurm."""
 
-    def check(self, cluster: str) -> None:
-        """Raises UsageError when this machine has no bash."""
+    def check(self, spec: JobSpec) -> None:
+        """Raises UsageError when this machine has no bash, or no launcher for several ranks."""
         if shutil.which("bash") is None:
-            raise UsageError(f"no bash on PATH: the scripts of cluster {cluster} need it")
+            raise UsageError(f"no bash on PATH: the scripts of cluster {spec.cluster.name} need it")
+        launcher = spec.cluster.launch_words(spec.resources)[:1]
+        # The job script puts the environment's own programs first; an MPI from PyPI has its mpirun there.
+        places = f"{Path(spec.python).parent}:{os.environ.get('PATH', '')}"
+        if launcher and shutil.which(launcher[0], path=places) is None:
+            raise UsageError(
+                f"no {launcher[0]} on PATH to start {spec.resources.num_tasks} ranks: run `make install`, load your "
+                "site's MPI module, or use --ntasks-per-node 1"
+            )
 
     def submit(self, run: RunDir, sbatch_arguments: Sequence[str]) -> Submission:
         """Start the supervisor; sbatch arguments mean nothing here and are refused.

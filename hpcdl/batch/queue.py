@@ -11,22 +11,23 @@ from hpcdl.batch.states import JobInfo
 from hpcdl.cluster import Cluster
 from hpcdl.errors import HpcdlError
 from hpcdl.rundir import RunDir
+from hpcdl.spec import JobSpec
 
 POLL_LOCAL_S = 0.5
 POLL_SLURM_S = 5.0
 """A batched squeue for one job this often is what a user with `watch` would cause; login nodes bear it."""
 
 
-def submit_run(cluster: Cluster, run: RunDir, sbatch_arguments: Sequence[str], undo: Callable[[], None]) -> str:
+def submit_run(spec: JobSpec, run: RunDir, undo: Callable[[], None]) -> str:
     """Submit the run's script and note it; `undo` takes the run folder back to what it was when the scheduler refuses.
 
     Returns:
         The job id.
     """
-    scheduler = _scheduler(cluster)
+    scheduler = _scheduler(spec.cluster)
     try:
-        scheduler.check(cluster.name)
-        taken = scheduler.submit(run, sbatch_arguments)
+        scheduler.check(spec)
+        taken = scheduler.submit(run, spec.sbatch)
     except HpcdlError:
         undo()
         raise
@@ -34,9 +35,9 @@ def submit_run(cluster: Cluster, run: RunDir, sbatch_arguments: Sequence[str], u
     return taken.job_id
 
 
-def check_scheduler(cluster: Cluster) -> None:
-    """Raises UsageError when jobs cannot be submitted from here."""
-    _scheduler(cluster).check(cluster.name)
+def check_scheduler(spec: JobSpec) -> None:
+    """Raises UsageError when this job cannot be submitted from here."""
+    _scheduler(spec.cluster).check(spec)
 
 
 def job_states(runs: Sequence[RunDir]) -> dict[str, JobInfo | None]:

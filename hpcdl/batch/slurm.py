@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hpcdl.batch.states import JobInfo, Submission, base_name
 from hpcdl.errors import FailedError, TimeOutError, UsageError
 from hpcdl.rundir import RunDir
+from hpcdl.spec import JobSpec
 
 CALL_TIMEOUT_S = 60
 QUEUE_FORMAT = "%i|%T|%r|%N|%D|%P|%a|%M|%l|%S"
@@ -20,11 +21,11 @@ HISTORY_FIELDS = "JobID,State,ExitCode,NodeList,NNodes,Partition,Account,Elapsed
 class Slurm:
     """A Slurm cluster, as seen from a login node."""
 
-    def check(self, cluster: str) -> None:
+    def check(self, spec: JobSpec) -> None:
         """Raises UsageError when this machine has no sbatch."""
         if shutil.which("sbatch") is None:
             raise UsageError(
-                f"no sbatch on PATH: cluster {cluster} is a Slurm cluster; run this on its login node, or "
+                f"no sbatch on PATH: cluster {spec.cluster.name} is a Slurm cluster; run this on its login node, or "
                 "use --cluster local for this machine"
             )
 

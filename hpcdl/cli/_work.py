@@ -53,7 +53,7 @@ def run_as_job(
     if dry_run:
         print(script, end="")
         return
-    check_scheduler(spec.cluster)
+    check_scheduler(spec)
     run, undo = write_run(spec, script, request=request)
-    job_id = submit_run(spec.cluster, run, spec.sbatch, undo)
+    job_id = submit_run(spec, run, undo)
     submitted(run, job_id, spec.cluster.name, wait, json_)

@@ -97,9 +97,9 @@ def submit(
         return
     if former is not None:
         check_not_active(former)
-    check_scheduler(spec.cluster)
+    check_scheduler(spec)
     run, undo = rewrite_run(former, spec, script) if former else write_run(spec, script, job_file)
-    submitted(run, submit_run(spec.cluster, run, spec.sbatch, undo), spec.cluster.name, wait, json_)
+    submitted(run, submit_run(spec, run, undo), spec.cluster.name, wait, json_)
 
 
 def _new_spec(

@@ -10,7 +10,6 @@ import pytest
 
 from hpcdl.batch.local import Local, process_start
 from hpcdl.batch.queue import cancel_run, job_state, submit_run, wait_run
-from hpcdl.cluster import load_cluster
 from hpcdl.rundir import RunDir
 from hpcdl.spec import JobSpec, resolve_options, write_run
 from tests.conftest import Hpcdl
@@ -20,7 +19,7 @@ def start(script: str, name: str = "job", time_limit: str = "10") -> RunDir:
     options = resolve_options({"time": time_limit})
     spec = JobSpec("preprocess", name, Path.cwd() / "runs" / name, options.cluster, options.resources)
     run, undo = write_run(spec, "#!/bin/bash\n" + script, request={})
-    submit_run(load_cluster("local"), run, (), undo)
+    submit_run(spec, run, undo)
     return run
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,11 @@ def test_debug_shows_the_traceback(workdir: Path) -> None:
     assert "Traceback" not in plain.stderr
     assert "no run or job 'nothing' in runs/; newest runs: none yet" in plain.stderr
     assert "Traceback" in debug.stderr
+
+
+def test_show_tells_the_settings_as_the_configuration_has_them(hpcdl: Hpcdl) -> None:
+    answer = json.loads(hpcdl("show", "unet", "--json").out)
+    settings = {row["name"]: row for row in answer["settings"]}
+    assert settings["width"]["default"] == 32  # of configs/architectures/unet.yaml; the job file says 64
+    assert settings["norm"]["allowed"] == "one of none, batch, group"
+    assert "optimizer.lr" in hpcdl("show", "unet").out

@@ -220,3 +220,14 @@ def test_settings_of_the_project_file(hpcdl: Hpcdl, data: Path, workdir: Path) -
     assert (settings["epochs"], settings["width"], settings["depth"]) == (7, 3, 1)
     (workdir / "hpcdl.yaml").write_text("architectures: {unet: {widht: 3}}\n")
     assert "hpcdl.yaml, architectures, unet: unknown setting 'widht'" in hpcdl("submit", "unet", "--dry-run").err
+
+
+def test_no_launcher_for_several_ranks_here(hpcdl: Hpcdl, data: Path, workdir: Path) -> None:
+    clusters = workdir / "configs" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "bare.yaml").write_text("scheduler: local\nlauncher: no-such-mpirun -n {tasks}\n")
+    flags = ["--data", data, "--cluster", "bare", "--set", "batch_size=4", "--ntasks-per-node", "2"]
+    result = hpcdl("submit", "unet", *flags)
+    assert result.code == 2
+    assert "no no-such-mpirun on PATH to start 2 ranks" in result.err
+    assert not Path("runs").exists()

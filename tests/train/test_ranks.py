@@ -51,6 +51,16 @@ def test_one_two_and_four_ranks_agree(hpcdl: Hpcdl, workdir: Path, norm: str) ->
         assert losses(name)[:20] == pytest.approx(losses("one")[:20], rel=1e-4)
 
 
+def test_half_precision_travels_as_well(hpcdl: Hpcdl, workdir: Path) -> None:
+    write_blobs(workdir / "data", {"train": 24})
+    flags = [*UNET, "--set", "norm=none", "--set", "epochs=3"]
+    train(hpcdl, "one", *flags)
+    for comm in ("horovod", "torch"):
+        train(hpcdl, comm, *flags, "--comm", comm, "--set", "compression=fp16", ranks=2)
+        assert losses(comm) != losses("one")
+        assert losses(comm) == pytest.approx(losses("one"), rel=2e-3)
+
+
 def test_two_networks_in_turn_on_two_ranks(hpcdl: Hpcdl, workdir: Path) -> None:
     write_blobs(workdir / "data", {"train": 24})
     (workdir / "configs" / "architectures").mkdir(parents=True)
