@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +15,8 @@ from hpcdl.errors import UsageError, suggestion
 from hpcdl.resources import Resources, parse_time, time_text
 
 LAUNCHER_FIELDS = {"nodes", "tasks", "tasks_per_node", "cpus_per_task"}
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Of an environment variable; the script writes it without quotes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Cluster:
         }
         if self.scheduler == "local" and resources.num_tasks == 1:
             return []
-        return [word.format(**numbers) for word in self.launcher.split()]
+        return [word.format(**numbers) for word in shlex.split(self.launcher)]
 
     def check(self, resources: Resources) -> None:
         """Refuse what this cluster cannot give.
@@ -134,29 +138,67 @@ def load_cluster(name: str) -> Cluster:
     scheduler = values.get("scheduler", "slurm")
     if scheduler not in ("slurm", "local"):
         raise UsageError(f"{document.where('scheduler')}: scheduler must be slurm or local, not {scheduler!r}")
-    launcher = values.get("launcher", Cluster.launcher)
-    if not isinstance(launcher, str):
-        raise UsageError(f"{document.where('launcher')}: launcher must be one line, such as 'srun --mpi=pmix'")
-    try:
-        wanted = {entry[1] for entry in string.Formatter().parse(launcher) if entry[1] is not None}
-    except ValueError as error:
-        raise UsageError(f"{document.where('launcher')}: launcher: {error}") from None
-    if wanted - LAUNCHER_FIELDS:
-        listed = ", ".join(f"{{{name}}}" for name in sorted(LAUNCHER_FIELDS))
-        raise UsageError(f"{document.where('launcher')}: launcher may use {listed}, not {', '.join(wanted)}")
+    _check_launcher(document, values.get("launcher", Cluster.launcher))
     for key in ("required", "omit"):
-        values[key] = tuple(values.get(key) or ())
+        values[key] = _texts(document, key, "options, such as [account]")
         for option in values[key]:
             if option not in Resources.__dataclass_fields__:
-                raise UsageError(f"{document.where(key)}: {key}: unknown option {option!r}")
-    values["prologue"] = tuple(str(line) for line in values.get("prologue") or ())
-    values["environment"] = {str(k): str(v) for k, v in document.section("environment").items()}
+                raise UsageError(
+                    f"{document.where(key)}: {key}: unknown option {option!r}; see `hpcdl submit --help`."
+                    f"{suggestion(option, Resources.__dataclass_fields__)}"
+                )
+    values["prologue"] = _texts(
+        document, "prologue", "lines, such as ['module load gcc']; quote a line that holds ': '"
+    )
+    values["environment"] = {
+        variable: _variable(document, variable, value) for variable, value in document.section("environment").items()
+    }
     values["defaults"] = document.section("defaults")
     values["partitions"] = {
-        str(partition): _partition(document, str(partition), limits)
+        partition: _partition(document, partition, limits)
         for partition, limits in document.section("partitions").items()
     }
     return Cluster(name=document.path.stem, document=document, **values)
+
+
+def _check_launcher(document: Document, launcher: Any) -> None:
+    where = document.where("launcher")
+    if not isinstance(launcher, str):
+        raise UsageError(f"{where}: launcher must be one line, such as 'srun --mpi=pmix'")
+    try:
+        wanted = {entry[1] for entry in string.Formatter().parse(launcher) if entry[1] is not None}
+        if not wanted - LAUNCHER_FIELDS:
+            # A trial, for quotes that do not close and formats that no number has.
+            for word in shlex.split(launcher):
+                word.format(**dict.fromkeys(LAUNCHER_FIELDS, 1))
+    except (ValueError, LookupError) as error:
+        raise UsageError(f"{where}: launcher: {error}; it is split into words as a shell does") from None
+    if wanted - LAUNCHER_FIELDS:
+        listed = ", ".join(f"{{{name}}}" for name in sorted(LAUNCHER_FIELDS))
+        raise UsageError(f"{where}: launcher may use {listed}, not {', '.join(sorted(wanted - LAUNCHER_FIELDS))}")
+
+
+def _texts(document: Document, key: str, what: str) -> tuple[str, ...]:
+    """A top-level list of texts. A text alone is refused: as a sequence it would be one of letters."""
+    value = document.values.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{document.where(key)}: {key} must be a list of {what}")
+    return tuple(value)
+
+
+def _variable(document: Document, name: str, value: Any) -> str:
+    where = document.where(f"environment.{name}")
+    if not VARIABLE_NAME.fullmatch(name):
+        raise UsageError(
+            f"{where}: environment: {name!r} cannot name a variable; use letters, digits and _, no digit first"
+        )
+    if isinstance(value, bool):
+        return str(value).lower()  # As YAML writes it, not as Python does.
+    if not isinstance(value, str | int | float):
+        raise UsageError(f"{where}: environment: {name} must be text or a number; '' is the empty text")
+    return str(value)
 
 
 def _partition(document: Document, name: str, limits: Any) -> Partition:
@@ -164,12 +206,15 @@ def _partition(document: Document, name: str, limits: Any) -> Partition:
     known = {entry.name for entry in fields(Partition)}
     if not isinstance(limits, dict) or set(limits) - known:
         raise UsageError(f"{document.where(key)}: partition {name} may hold: {', '.join(sorted(known))}")
-    if limits.get("max_time") is not None:
-        # An unquoted 48:00:00 is a base-60 number in YAML 1.1: 172800, which reads as minutes further down.
-        if not isinstance(limits["max_time"], str):
-            raise UsageError(f"{document.where(key + '.max_time')}: put the time in quotes, such as '48:00:00'")
-        try:
-            parse_time(limits["max_time"])
-        except ValueError as error:
-            raise UsageError(f"{document.where(key + '.max_time')}: {error}") from None
+    limits = {limit: value for limit, value in limits.items() if value is not None}
+    for limit, value in limits.items():
+        where = document.where(f"{key}.{limit}")
+        if limit == "max_time":
+            try:
+                parse_time(str(value))
+            except ValueError as error:
+                raise UsageError(f"{where}: max_time: {error}") from None
+            limits[limit] = str(value)  # A bare number is minutes.
+        elif type(value) is not int or value < 0:  # `true` is an int as well.
+            raise UsageError(f"{where}: {limit} must be a whole number of 0 or more, not {value!r}")
     return Partition(**limits)

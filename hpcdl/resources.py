@@ -52,7 +52,7 @@ class Resources:
     mail_user: str | None = None
     """Whom to send it to."""
     signal: str | None = None
-    """Signal before the end of the walltime, such as B:USR1@120."""
+    """Signal before the end of the walltime: USR1@120 makes a training save its state and stop."""
     requeue: bool = True
     """Whether Slurm may put the job back in the queue after a preemption or a node failure."""
 

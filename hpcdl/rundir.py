@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 import yaml
 
 from hpcdl.errors import UsageError
+
+STALE_S = 600
+"""A submission that takes longer than this has died: sbatch itself is given up after a minute."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,28 @@ class RunDir:
     def log(self, job_id: str) -> Path:
         """The log of one job."""
         return self.logs / f"{job_id}.out"
+
+    @contextlib.contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Keep other submissions of this run away for as long as the block lasts.
+
+        Raises:
+            UsageError: another one is under way.
+        """
+        lock = self.path / ".submitting"
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > STALE_S:
+                lock.unlink()
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            raise UsageError(
+                f"{self.name}: is being submitted by another command; look at `hpcdl status {self.name}`"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
     def spec(self) -> dict[str, Any]:
         """run.yaml as a mapping.

@@ -155,7 +155,7 @@ def resolve(
     values = {name: setting.default for name, setting in known.items()}
     for where, layer in layers:
         for name, value in layer.items():
-            place = where.format(name=name) if "{name}" in where else where
+            place = where.replace("{name}", name)  # Not format(): a folder's name may hold braces.
             if name not in known:
                 top = ", ".join(known)
                 raise UsageError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,35 @@ RESOURCE_SETTINGS: dict[str, Setting] = read_settings(Path(__file__).parent / "r
 TRAIN_SETTINGS_FILE = Path(__file__).parent / "train" / "settings.py"
 OTHER_OPTIONS = {"cluster", "runs", "comm"}
 COMMUNICATORS = ("auto", "horovod", "torch", "single")
-RUN_NAME = re.compile(r"[^\s/\x00-\x1f\x7f.-][^/\x00-\x1f\x7f]{0,199}")
+RUN_NAME = re.compile(r"[^\s/\\%\x00-\x1f\x7f.-][^/\\%\x00-\x1f\x7f]{0,199}")
+CHANGEABLE = (
+    "epochs", "max_steps", "log_every", "val_every", "checkpoint_every", "keep", "precision", "compression", "accumulate",
+    "optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm",
+    "schedule.name", "schedule.warmup", "schedule.final",
+)  # fmt: skip
+"""Settings that a resumed run may have anew; the others would not fit its weights, its optimizer or its sample order."""
+
+FIXED_SBATCH = (
+    "array",
+    "a",
+    "wait",
+    "W",
+    "test-only",
+    "output",
+    "o",
+    "error",
+    "e",
+    "chdir",
+    "D",
+    "parsable",
+    "wrap",
+    "open-mode",
+)
+"""sbatch options that would break what hpcdl relies on: one job, its log, its folder, the answer of sbatch."""
+
+
+class NameTakenError(UsageError):
+    """A run of that name came into being between the choice of the name and the making of the folder."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,7 @@ class JobSpec:
             "name": self.name,
             "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "cluster": self.cluster.name,
+            "cluster_file": str(self.cluster.document.path),
             "scheduler": self.cluster.scheduler,
             "resources": asdict(self.resources),
             "sbatch": list(self.sbatch),
@@ -122,9 +153,8 @@ class Options:
         """Settings for one architecture, lowest precedence first: the files', then what --set gave."""
         found: list[tuple[str, Mapping[str, Any]]] = []
         for layer in reversed(self.layers):
-            found.append((layer.where.replace("{name}", "settings"), layer.settings))
-            own = layer.architectures.get(architecture, {})
-            found.append((layer.where.replace("{name}", f"architectures, {architecture}"), own))
+            found += layer.placed(layer.settings, "settings.")
+            found += layer.placed(layer.architectures.get(architecture, {}), f"architectures.{architecture}.")
         return [*found, ("--set", given)]
 
 
@@ -148,13 +178,14 @@ def resolve_options(flags: Mapping[str, Any]) -> Options:
     comm = first("comm", "auto")
     if comm not in COMMUNICATORS:
         raise UsageError(f"--comm {comm!r} is not one of {', '.join(COMMUNICATORS)}")
-    ordered = [(f"{cluster.document.path}, defaults", cluster.defaults)]
-    ordered += [
-        (layer.where, {key: value for key, value in layer.values.items() if key not in OTHER_OPTIONS})
-        for layer in reversed(layers)
+    ordered: list[tuple[str, Mapping[str, Any]]] = [
+        (cluster.document.where(f"defaults.{name}"), {name: value}) for name, value in cluster.defaults.items()
     ]
+    for layer in reversed(layers):
+        ordered += layer.placed({key: value for key, value in layer.values.items() if key not in OTHER_OPTIONS})
     if cluster.scheduler == "local":
-        tasks = int(first("ntasks_per_node", str(cluster.defaults.get("ntasks_per_node", 1))))
+        asked = first("ntasks_per_node", str(cluster.defaults.get("ntasks_per_node", 1)))
+        tasks = int(asked) if asked.isdecimal() else 1  # what is no number is refused below, with its place
         ordered.insert(0, ("this machine's cores", {"cpus_per_task": max(1, (os.cpu_count() or 1) // max(1, tasks))}))
     resources = Resources(**resolve(RESOURCE_SETTINGS, ordered, accepted_by="hpcdl submit"))
     try:
@@ -163,6 +194,32 @@ def resolve_options(flags: Mapping[str, Any]) -> Options:
         raise UsageError(f"{error}; see `hpcdl submit --help`") from None
     cluster.check(resources)
     return Options(cluster, resources, Path(first("runs", "runs")), comm, layers)
+
+
+def runs_folder(flag: str | None) -> Path:
+    """The folder of runs: the flag's, else HPCDL_RUNS or a file's, else runs/."""
+    known = set(RESOURCE_SETTINGS) | OTHER_OPTIONS
+    places = [flag, *(layer.values.get("runs") for layer in user_layers(known)), "runs"]
+    return Path(str(next(place for place in places if place is not None))).expanduser()
+
+
+def sbatch_arguments(options: Sequence[str] | None) -> tuple[str, ...]:
+    """The words of --sbatch options.
+
+    Raises:
+        UsageError: quotes that do not close, or an option that hpcdl sets itself.
+    """
+    words: list[str] = []
+    for option in options or ():
+        try:
+            words += shlex.split(option)
+        except ValueError as error:
+            raise UsageError(f"--sbatch {option!r}: {error}") from None
+    for word in words:
+        name = re.sub(r"=.*", "", word).lstrip("-") if word.startswith("--") else word[1:2]
+        if word.startswith("-") and name in FIXED_SBATCH:
+            raise UsageError(f"--sbatch {word!r}: hpcdl sets this itself, or cannot follow such a job; leave it out")
+    return tuple(words)
 
 
 def choose_comm(comm: str, resources: Resources) -> str:
@@ -192,7 +249,8 @@ def new_run(runs: Path, name: str | None, stem: str) -> tuple[str, Path]:
         name = f"{stem}-{number:03d}"
     elif not RUN_NAME.fullmatch(name):
         raise UsageError(
-            f"run name {name!r}: a name has no slash or control character and starts with a letter or digit"
+            f"run name {name!r}: a name has no slash, backslash, percent sign or control character and starts with a "
+            "letter or digit"
         )
     elif (runs / name).exists():
         raise UsageError(
@@ -214,9 +272,16 @@ def resume_spec(
         raise UsageError(
             f"{former.name} is a {old['kind']} run; only training runs can be resumed, run the command again"
         )
+    fixed = [name for name in settings if name not in CHANGEABLE]
+    if fixed:
+        raise UsageError(
+            f"--set {fixed[0]}: a resumed run keeps it, because its checkpoint was made with it; changeable are: "
+            f"{', '.join(CHANGEABLE)}. Start a new run for anything else"
+        )
     kept = {key: value for key, value in old["resources"].items() if value is not None}
     given = {key: value for key, value in flags.items() if value is not None}
-    options = resolve_options({"cluster": old["cluster"], **kept, **given})
+    file = old.get("cluster_file", "")
+    options = resolve_options({"cluster": file if Path(file).is_file() else old["cluster"], **kept, **given})
     job_file = former.code / old["job"]
     known = read_settings(job_file) | read_settings(TRAIN_SETTINGS_FILE, "TrainSettings")
     layers = [(str(former.spec_file), old["settings"]), ("--set", settings)]
@@ -230,7 +295,8 @@ def resume_spec(
         "settings": values,
         "code_sha256": old["code_sha256"],
     }
-    return JobSpec("train", former.name, former.path, options.cluster, options.resources, request, sbatch)
+    more = sbatch or tuple(old["sbatch"])
+    return JobSpec("train", former.name, former.path, options.cluster, options.resources, request, more)
 
 
 def write_run(
@@ -243,7 +309,8 @@ def write_run(
         request: of any other run: what its module reads.
 
     Raises:
-        UsageError: somebody else made it in the meantime, or the folder cannot be written.
+        NameTakenError: somebody else made it in the meantime.
+        UsageError: the folder cannot be written.
     """
     run = RunDir(spec.run_dir)
     temporary = RunDir(spec.run_dir.with_name(f".{spec.run_dir.name}.{os.getpid()}.tmp"))
@@ -259,8 +326,33 @@ def write_run(
         temporary.path.rename(run.path)
     except OSError as error:
         shutil.rmtree(temporary.path, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise NameTakenError(f"run name {run.name!r} was taken a moment ago: {run.path} exists") from None
         raise UsageError(f"{run.path}: cannot make the run folder: {error.strerror or error}") from None
     return run, lambda: shutil.rmtree(run.path)
+
+
+def make_run(
+    spec: JobSpec,
+    render: Callable[[JobSpec], str],
+    named: bool,
+    job_file: Path | None = None,
+    request: Mapping[str, Any] | None = None,
+) -> tuple[JobSpec, RunDir, Callable[[], None]]:
+    """`write_run`, with the next free number when somebody took a numbered name in the meantime.
+
+    Args:
+        render: the spec's script, which holds the run's path.
+        named: whether the user chose the name.
+    """
+    while True:
+        try:
+            return spec, *write_run(spec, render(spec), job_file, request)
+        except NameTakenError:
+            if named:
+                raise
+            name, run_dir = new_run(spec.run_dir.parent, None, spec.name.rpartition("-")[0])
+            spec = replace(spec, name=name, run_dir=run_dir)
 
 
 def rewrite_run(run: RunDir, spec: JobSpec, script: str) -> tuple[RunDir, Callable[[], None]]:

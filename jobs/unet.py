@@ -8,6 +8,7 @@ connections concatenated, and a 1×1 convolution to the classes. Width 64, depth
 Axes: B batch, C channels, H rows, W columns, K classes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -54,7 +55,7 @@ class DoubleConv(nn.Sequential):
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(channels_out))
             elif norm == "group":
-                layers.append(nn.GroupNorm(min(8, channels_out), channels_out))
+                layers.append(nn.GroupNorm(math.gcd(8, channels_out), channels_out))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 

@@ -47,7 +47,24 @@ def test_an_account_that_the_site_needs_must_be_given(workdir: Path) -> None:
         ("launchr: srun\n", r"mine.yaml:1: unknown key 'launchr'.*Did you mean 'launcher'"),
         ("scheduler: pbs\n", "must be slurm or local"),
         ("launcher: srun -n {ranks}\n", r"launcher may use .*\{tasks\}"),
-        ("partitions:\n  gpu: {max_time: 48:00:00}\n", r"mine.yaml:2: put the time in quotes"),
+        ("launcher: mpirun 'x\n", r"mine.yaml:1: launcher: No closing quotation"),
+        ("launcher: mpirun {tasks:{ranks}}\n", r"mine.yaml:1: launcher: .*ranks"),
+        ("launcher: 'mpirun {tasks: >q}'\n", r"mine.yaml:1: launcher: "),
+        ("partitions:\n  gpu: {max_time: 48h}\n", r"mine.yaml:2: max_time: time '48h' is not one of"),
+        ("partitions:\n  gpu: {max_time: [1]}\n", r"mine.yaml:2: max_time: "),
+        ("partitions:\n  gpu:\n    max_nodes: '4'\n", r"mine.yaml:3: max_nodes must be a whole number .*not '4'"),
+        ("partitions:\n  gpu: {memory_gb: 1.5}\n", r"mine.yaml:2: memory_gb must be a whole number"),
+        ("partitions:\n  gpu: {max_nodes: true}\n", r"mine.yaml:2: max_nodes must be a whole number"),
+        ("partitions:\n  gpu: {max_nodes: -1}\n", r"mine.yaml:2: max_nodes must be a whole number"),
+        ("prologue: module load x\n", r"mine.yaml:1: prologue must be a list of lines"),
+        ("prologue:\n  - echo a: b\n", r"mine.yaml:1: prologue must be a list of lines"),
+        ("required: account\n", r"mine.yaml:1: required must be a list of options"),
+        ("omit: mem\n", r"mine.yaml:1: omit must be a list of options"),
+        ("omit: [[mem]]\n", r"mine.yaml:1: omit must be a list of options"),
+        ("environment:\n  A: 1\n  B C: 2\n", r"mine.yaml:3: environment: 'B C' cannot name a variable"),
+        ("environment:\n  1A: 1\n", r"mine.yaml:2: environment: '1A' cannot name a variable"),
+        ("environment:\n  A: [1]\n", r"mine.yaml:2: environment: A must be text or a number"),
+        ("environment:\n  A:\n", r"mine.yaml:2: environment: A must be text or a number"),
         ("partitions:\n  gpu: {nodes: 3}\n", "may hold: cpus_per_node"),
         ("omit: [memory]\n", "unknown option 'memory'"),
     ],
@@ -58,3 +75,26 @@ def test_a_wrong_profile_is_refused_with_its_line(workdir: Path, text: str, comp
     (folder / "mine.yaml").write_text(text)
     with pytest.raises(UsageError, match=complaint):
         load_cluster("mine")
+
+
+def test_a_time_needs_no_quotes(workdir: Path) -> None:
+    (workdir / "mine.yaml").write_text(
+        "partitions:\n  a: {max_time: 48:00:00}\n  b: {max_time: 90}\ndefaults: {time: 12:00:00}\n"
+    )
+    cluster = load_cluster("mine.yaml")
+    assert [limits.max_time for limits in cluster.partitions.values()] == ["48:00:00", "90"]
+    assert cluster.defaults == {"time": "12:00:00"}
+    with pytest.raises(UsageError, match="allows 01:30:00"):
+        cluster.check(Resources(partition="b", time="2:00:00"))
+
+
+def test_quoted_words_of_the_launcher_stay_whole(workdir: Path) -> None:
+    (workdir / "mine.yaml").write_text("""launcher: mpirun -n {tasks} -x 'A=b c' --wrap="n {nodes}"\n""")
+    words = load_cluster("mine.yaml").launch_words(Resources(nodes=2, ntasks_per_node=3))
+    assert words == ["mpirun", "-n", "6", "-x", "A=b c", "--wrap=n 2"]
+
+
+def test_values_of_the_environment_are_what_the_file_says(workdir: Path) -> None:
+    (workdir / "mine.yaml").write_text("environment: {_A: 1, b2: yes, C: true, D: '', E: a b}\n")
+    found = load_cluster("mine.yaml").environment
+    assert found == {"_A": "1", "b2": "yes", "C": "true", "D": "", "E": "a b"}

@@ -86,6 +86,11 @@ def test_wrong_settings_are_refused_with_what_is_allowed(file: Path, name: str, 
     assert "--set" in str(error.value)
 
 
+def test_a_place_may_hold_braces(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"^/a/\{x\}/hpcdl.yaml, depth: setting 'depth'"):
+        resolve(read_settings(file), [("/a/{x}/hpcdl.yaml, {name}", {"depth": 9})], "job.py")
+
+
 def test_a_required_setting_must_be_given(file: Path) -> None:
     with pytest.raises(UsageError, match="needs a value for needed"):
         resolve(read_settings(file), [], "job.py")

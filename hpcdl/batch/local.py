@@ -7,7 +7,9 @@ enforces the walltime, and writes the `exited` event. A job's state is derived f
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -56,11 +58,12 @@ class Local:
         if sbatch_arguments:
             raise UsageError(f"--sbatch {' '.join(sbatch_arguments)!r} is for Slurm; cluster local has no sbatch")
         quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-        command = [sys.executable, "-P", "-m", "hpcdl.batch.local", str(run.path)]
+        job_id = PREFIX + secrets.token_hex(3)
+        command = [sys.executable, "-P", "-m", "hpcdl.batch.local", str(run.path), job_id]
         # Not Popen, which wants to be waited for: the supervisor outlives this process.
         pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet, setsid=True)
         details = {"pid": pid, "pid_start": process_start(pid), "host": socket.gethostname()}
-        return Submission(f"{PREFIX}{pid}", details)
+        return Submission(job_id, details)
 
     def jobs(self, runs: Sequence[tuple[RunDir, str]]) -> dict[str, JobInfo]:
         """State of each job, by job id."""
@@ -77,6 +80,8 @@ class Local:
             raise FailedError(f"job {job_id} of {run.name} was started on {event.get('host')}; cancel it there")
         if _alive(event):
             os.kill(event["pid"], signal.SIGTERM)
+        else:
+            _signal_session(_session_of(run, job_id), signal.SIGTERM)
 
     def _job(self, run: RunDir, job_id: str) -> JobInfo:
         submitted = _submitted(run, job_id)
@@ -98,6 +103,8 @@ class Local:
             return info(ended["state"], ended["exit_code"])
         if _alive(submitted) or submitted.get("host") != socket.gethostname():
             return info("RUNNING")
+        if _session_of(run, job_id):
+            return info("RUNNING", None, "without its supervising process, which was killed")
         return info("NODE_FAIL", None, "its supervising process is gone (killed, or the machine was restarted)")
 
 
@@ -120,6 +127,22 @@ def _alive(event: dict[str, Any]) -> bool:
     return isinstance(pid, int) and event.get("pid_start") == process_start(pid) != ""
 
 
+def _session_of(run: RunDir, job_id: str) -> list[int]:
+    """Live processes of a job, whose supervisor may be gone; they carry the job id in their environment."""
+    event = next((e for e in run.events() if e["event"] == "running" and e["job_id"] == job_id), None)
+    if event is None or event.get("host") != socket.gethostname():
+        return []
+    mark = f"HPCDL_JOB_ID={job_id}".encode()
+    return [pid for pid in _session(event["session"]) if mark in _environment(pid).split(b"\0")]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
 def _submitted(run: RunDir, job_id: str) -> dict[str, Any]:
     for event in run.events():
         if event["event"] == "submitted" and event["job_id"] == job_id:
@@ -131,9 +154,8 @@ def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
 
 
-def supervise(run: RunDir) -> int:
+def supervise(run: RunDir, job_id: str) -> int:
     """Run the script to its end, its time limit or a SIGTERM; write the `exited` event; give the job's exit code."""
-    job_id = f"{PREFIX}{os.getpid()}"
     asked: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -146,6 +168,7 @@ def supervise(run: RunDir) -> int:
             ["bash", str(run.script)], cwd=run.path, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "HPCDL_JOB_ID": job_id}, start_new_session=True,
         )  # fmt: skip
+    run.record("running", job_id, session=job.pid, host=socket.gethostname())
     deadline = time.monotonic() + limit_s
     state = ""
     while job.poll() is None:
@@ -158,23 +181,29 @@ def supervise(run: RunDir) -> int:
             continue
         _end_session(job)
     code = job.returncode if job.returncode >= 0 else 128 - job.returncode
-    _signal_session(job.pid, signal.SIGKILL)  # a rank that outlived the script
+    _signal_session(_session(job.pid), signal.SIGKILL)  # a rank that outlived the script
     run.record("exited", job_id, state=state or ("COMPLETED" if code == 0 else "FAILED"), exit_code=code)
     return code
 
 
 def _end_session(job: subprocess.Popen[bytes]) -> None:
-    _signal_session(job.pid, signal.SIGTERM)
+    # The shell would die of SIGTERM before its children had time to end well, and the job's own code would be lost.
+    members = _session(job.pid)
+    _signal_session([pid for pid in members if pid != job.pid] or members, signal.SIGTERM)
     until = time.monotonic() + GRACE_S
     while time.monotonic() < until and _session(job.pid):
         job.poll()
         time.sleep(0.1)
-    _signal_session(job.pid, signal.SIGKILL)
+    _signal_session(_session(job.pid), signal.SIGKILL)
     job.wait()
 
 
 def _session(leader: int) -> list[int]:
     """Live processes of a session: mpirun gives every rank a process group of its own, but not a session."""
+    if not Path("/proc/self/stat").exists():
+        done = subprocess.run(["ps", "-ax", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=False)
+        rows = [line.split() for line in done.stdout.splitlines()]
+        return [int(pid) for pid, session, state in rows if session == str(leader) and not state.startswith("Z")]
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -186,21 +215,11 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _signal_session(leader: int, number: int) -> None:
-    if Path("/proc/self/stat").exists():
-        targets = _session(leader)
-        # The shell would die of SIGTERM before its children had time to end well, and the job's own code would be lost.
-        for pid in targets if number == signal.SIGKILL else [pid for pid in targets if pid != leader] or targets:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        return
-    try:
-        os.killpg(leader, number)
-    except ProcessLookupError:
-        return
+def _signal_session(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(RunDir(Path(sys.argv[1]))))
+    sys.exit(supervise(RunDir(Path(sys.argv[1])), sys.argv[2]))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hpcdl.batch.queue import job_state
-from hpcdl.catalog import find_job
 from hpcdl.errors import UsageError
 from hpcdl.rundir import RunDir
 from hpcdl.settings import read_needs
@@ -28,11 +27,12 @@ def check_not_active(run: RunDir) -> None:
         )
 
 
-def check_data(spec: JobSpec, remember: bool = True) -> JobSpec:
+def check_data(spec: JobSpec, job_file: Path, remember: bool = True) -> JobSpec:
     """Check the data set of a training spec; gives the spec with the set's digest in it.
 
     Args:
         spec: a training spec with a data set.
+        job_file: the job's code, which says what it needs of a data set.
         remember: whether to note good shards beside the manifest, where that folder can be written.
 
     Raises:
@@ -46,20 +46,18 @@ def check_data(spec: JobSpec, remember: bool = True) -> JobSpec:
             f"{manifest.folder}: is not the data set that run {spec.name} began with (digest {manifest.digest[:12]}, "
             f"then {entry['digest'][:12]}); start a new run"
         )
-    _check_fields(spec, manifest)
+    _check_fields(job_file, manifest)
     _check_batches(spec, manifest)
     _check_digests(manifest, remember)
     return replace(spec, request={**spec.request, "data": {**entry, "digest": manifest.digest}})
 
 
-def _check_fields(spec: JobSpec, manifest: Manifest) -> None:
-    snapshot = spec.run_dir / "code" / spec.request["job"]
-    job_file = snapshot if snapshot.is_file() else find_job(spec.request["job"], wanted_by=spec.run_dir)
+def _check_fields(job_file: Path, manifest: Manifest) -> None:
     missing = [name for name in read_needs(job_file) if name not in manifest.fields]
     if missing:
         raise UsageError(
             f"{manifest.folder}: a data set of kind {manifest.kind!r} has {', '.join(manifest.fields)}; "
-            f"{spec.request['job']} needs {', '.join(missing)} as well"
+            f"{job_file.name} needs {', '.join(missing)} as well"
         )
 
 

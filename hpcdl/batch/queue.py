@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hpcdl.batch.local import PREFIX, Local
 from hpcdl.batch.slurm import Slurm
 from hpcdl.batch.states import JobInfo
 from hpcdl.cluster import Cluster
-from hpcdl.errors import HpcdlError
+from hpcdl.errors import FailedError, HpcdlError, TimeOutError
 from hpcdl.rundir import RunDir
 from hpcdl.spec import JobSpec
 
+PATIENCE_S = 600.0
 POLL_LOCAL_S = 0.5
 POLL_SLURM_S = 5.0
 """A batched squeue for one job this often is what a user with `watch` would cause; login nodes bear it."""
@@ -28,6 +30,8 @@ def submit_run(spec: JobSpec, run: RunDir, undo: Callable[[], None]) -> str:
     try:
         scheduler.check(spec)
         taken = scheduler.submit(run, spec.sbatch)
+    except TimeOutError:
+        raise  # the job may be there: its folder stays
     except HpcdlError:
         undo()
         raise
@@ -40,24 +44,24 @@ def check_scheduler(spec: JobSpec) -> None:
     _scheduler(spec.cluster).check(spec)
 
 
-def job_states(runs: Sequence[RunDir]) -> dict[str, JobInfo | None]:
-    """State of each run's newest job, by run name, with one squeue and one sacct call for all; None: never submitted."""
-    newest: dict[str, tuple[RunDir, str, float]] = {}
+def job_states(runs: Sequence[RunDir]) -> dict[Path, JobInfo | None]:
+    """State of each run's newest job, by run folder, with one squeue and one sacct call for all; None: never submitted."""
+    newest: dict[Path, tuple[RunDir, str, float]] = {}
     for run in runs:
         events = [event for event in run.events() if event["event"] == "submitted"]
         if events:
-            newest[run.name] = (run, events[-1]["job_id"], float(events[-1]["time"]))
+            newest[run.path] = (run, events[-1]["job_id"], float(events[-1]["time"]))
     here = [(run, job_id) for run, job_id, _ in newest.values() if job_id.startswith(PREFIX)]
     there = [(job_id, when) for _, job_id, when in newest.values() if not job_id.startswith(PREFIX)]
     infos: dict[str, JobInfo] = Local().jobs(here) if here else {}
     if there:
         infos |= Slurm().jobs(there)
-    return {run.name: infos[newest[run.name][1]] if run.name in newest else None for run in runs}
+    return {run.path: infos[newest[run.path][1]] if run.path in newest else None for run in runs}
 
 
 def job_state(run: RunDir) -> JobInfo | None:
     """State of one run's newest job."""
-    return job_states([run])[run.name]
+    return job_states([run])[run.path]
 
 
 def cancel_run(run: RunDir) -> str | None:
@@ -73,10 +77,27 @@ def cancel_run(run: RunDir) -> str | None:
     return job_id
 
 
+def patient_state(run: RunDir) -> JobInfo | None:
+    """`job_state`, asked again for some minutes when the scheduler does not answer: controllers restart, jobs run on.
+
+    Raises:
+        HpcdlError: the last answer, after PATIENCE_S seconds.
+    """
+    until, pause = time.monotonic() + PATIENCE_S, POLL_SLURM_S
+    while True:
+        try:
+            return job_state(run)
+        except (FailedError, TimeOutError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(pause)
+            pause = min(60.0, 2 * pause)
+
+
 def wait_run(run: RunDir, tick: Callable[[JobInfo], None]) -> JobInfo:
     """Wait until the run's job has ended; `tick` sees every state that was asked for."""
     while True:
-        info = job_state(run)
+        info = patient_state(run)
         assert info is not None  # only submitted runs are waited for
         tick(info)
         if not info.active:

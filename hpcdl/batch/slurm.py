@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import getpass
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 
 from hpcdl.batch.states import JobInfo, Submission, base_name
-from hpcdl.errors import FailedError, TimeOutError, UsageError
+from hpcdl.errors import FailedError, HpcdlError, TimeOutError, UsageError
 from hpcdl.rundir import RunDir
 from hpcdl.spec import JobSpec
 
 CALL_TIMEOUT_S = 60
+TRAIL_S = 600
 QUEUE_FORMAT = "%i|%T|%r|%N|%D|%P|%a|%M|%l|%S"
 HISTORY_FIELDS = "JobID,State,ExitCode,NodeList,NNodes,Partition,Account,Elapsed,Timelimit,Start,End,Reason"
 
@@ -37,8 +40,30 @@ class Slurm:
         """
         # What sbatch would read from SBATCH_* is in the script already, and there those variables would win over it.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SBATCH_")}
-        answer = _call(["sbatch", "--parsable", *sbatch_arguments, run.script.name], cwd=run.path, env=environment)
-        return Submission(answer.strip().split(";")[0])
+        try:
+            answer = _call(["sbatch", "--parsable", *sbatch_arguments, run.script.name], cwd=run.path, env=environment)
+        except TimeOutError as error:
+            # A slow controller may have taken the job all the same.
+            found = self._submitted_from(run)
+            if found is None:
+                raise TimeOutError(
+                    f"{error}; whether it took the job is not known, so {run.path} is kept: look at `squeue --me`, and "
+                    "delete the folder if the job is not there"
+                ) from None
+            return Submission(found)
+        job_id = answer.strip().split(";")[0]
+        if not job_id.isdigit():
+            raise FailedError(f"sbatch gave no job id but {answer.strip()!r}; is one of the --sbatch options to blame?")
+        return Submission(job_id)
+
+    def _submitted_from(self, run: RunDir) -> str | None:
+        """The newest job of this user whose working directory is the run folder."""
+        try:
+            text = _call(["squeue", "--noheader", "--user=" + getpass.getuser(), "--format=%A %Z"])
+        except HpcdlError:
+            return None
+        ids = [line.partition(" ")[0] for line in text.splitlines() if line.partition(" ")[2] == str(run.path)]
+        return max(ids, key=int, default=None)
 
     def jobs(self, runs: Sequence[tuple[str, float]]) -> dict[str, JobInfo]:
         """State of each job: squeue for those that go on, sacct for the others.
@@ -50,8 +75,7 @@ class Slurm:
         missing = [(job_id, submitted) for job_id, submitted in runs if job_id not in found]
         if missing:
             found |= self._history([job_id for job_id, _ in missing], min(submitted for _, submitted in missing))
-        # sacct can trail sbatch by seconds: an empty reply means "not yet", never "lost".
-        return {job_id: found.get(job_id) or JobInfo(job_id, "UNKNOWN", source="none") for job_id, _ in runs}
+        return {job_id: found.get(job_id) or _not_found(job_id, submitted) for job_id, submitted in runs}
 
     def cancel(self, job_id: str) -> None:
         """Ask Slurm to end a job; ending one that has ended is no error."""
@@ -96,6 +120,12 @@ class Slurm:
                     partition, account, elapsed, limit, began, "" if ended == "Unknown" else ended, "sacct",
                 )  # fmt: skip
         return found
+
+
+def _not_found(job_id: str, submitted: float) -> JobInfo:
+    # sacct can trail sbatch by seconds: an empty reply means "not yet", and only much later "no longer".
+    state = "UNKNOWN" if time.time() - submitted < TRAIL_S else "FORGOTTEN"
+    return JobInfo(job_id, state, source="none")
 
 
 def _exit_code(text: str) -> int | None:

@@ -42,6 +42,7 @@ STATES = {
     "BOOT_FAIL": State(False, False, "a node failed to boot"),
     "LAUNCH_FAILED": State(False, False, "could not be launched"),
     "RECONFIG_FAIL": State(False, False, "a node failed to reconfigure"),
+    "FORGOTTEN": State(False, False, "is no longer known to Slurm: accounting is off, or the record was purged"),
     "REVOKED": State(False, False, "runs on another cluster of the federation"),
 }
 

@@ -10,7 +10,7 @@ from typing import NoReturn, TextIO
 
 import typer
 
-from hpcdl.batch.queue import job_state, wait_run
+from hpcdl.batch.queue import patient_state, wait_run
 from hpcdl.batch.states import JobInfo
 from hpcdl.cli._options import note, print_json
 from hpcdl.report.status import describe, progress_of
@@ -90,7 +90,7 @@ def follow_log(run: RunDir, path: Path, lines: int, out: TextIO) -> None:
     first = True
     while True:
         if time.monotonic() - asked > STATE_POLL_S or (info is not None and info.source == "local"):
-            info, asked = job_state(run), time.monotonic()
+            info, asked = patient_state(run), time.monotonic()
             if first and info is not None and info.active and not path.is_file():
                 note(f"hpcdl: job {info.job_id} is {info.state} {info.reason}; its log follows as soon as it starts")
         first = False

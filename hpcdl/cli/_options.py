@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdl.cluster import Cluster
 from hpcdl.config import environment_warnings
 from hpcdl.errors import UsageError
 from hpcdl.settings import REQUIRED, Setting
@@ -91,6 +92,15 @@ def with_settings(
 def with_resources(function: Callable[..., None]) -> Callable[..., None]:
     """The function with the flags of a resource request, named as sbatch's."""
     return with_settings(function, RESOURCE_SETTINGS, panel="Resources")
+
+
+def warn_omitted(cluster: Cluster, flags: Mapping[str, Any]) -> None:
+    """Warn of flags that were given and that the cluster's sbatch would refuse."""
+    for name in cluster.omit:
+        if flags.get(name) is not None:
+            note(
+                f"hpcdl: warning: cluster {cluster.name} takes no --{name.replace('_', '-')}; it is left out of the script"
+            )
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, str]:

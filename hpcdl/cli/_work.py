@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import typer
 from hpcdl.batch.queue import check_scheduler, submit_run
 from hpcdl.batch.script import render
 from hpcdl.cli._follow import submitted
-from hpcdl.spec import JobSpec, Options, new_run, write_run
+from hpcdl.errors import UsageError
+from hpcdl.settings import read_settings, resolve
+from hpcdl.spec import JobSpec, Options, make_run, new_run, sbatch_arguments
 
 MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict"}
 
@@ -27,12 +30,37 @@ def run_here(kind: str, request: Mapping[str, Any]) -> None:
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request, ensure_ascii=False), encoding="utf-8")
         child = subprocess.Popen([sys.executable, "-P", "-m", MODULES[kind], str(path)])
-        # Ctrl-C reaches the child as well, which ends its workers in order; this process waits for that.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The child ends its workers in order, and this process waits for that: Ctrl-C reaches it by itself, the rest is handed on.
+        before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, lambda received, _: child.send_signal(received))
         code = child.wait()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def wants_job(resources: Mapping[str, Any], *others: Any) -> bool:
+    """Whether any flag was given that only a job can follow; --cpus-per-task means threads here as well."""
+    asked = [value for name, value in resources.items() if name != "cpus_per_task"]
+    return any(value not in (None, False) for value in [*asked, *others])
+
+
+def check_request(path: Path, values: Mapping[str, Any], command: str) -> None:
+    """What the login node can see of a request before it queues: names, types, ranges, and that the files are there.
+
+    Raises:
+        UsageError: one of them is wrong.
+    """
+    # Lists keep their items: text would be cut at commas, which a file name may hold.
+    resolve(read_settings(path), [("option {name}", values)], command)
+    files = [*values.get("images", ()), *([values["labels"]] if values.get("labels") else [])]
+    for pattern in files:
+        if not Path(pattern).exists() and not glob.glob(pattern):  # noqa: PTH207 - the pattern may be absolute
+            raise UsageError(
+                f"{pattern}: no such file, and no file matches it as a glob; the path starts from {Path.cwd()}"
+            )
 
 
 def run_as_job(
@@ -48,12 +76,11 @@ def run_as_job(
     """Submit a request as a job of its own run folder; paths in it stay relative to the working directory."""
     run_name, run_dir = new_run(options.runs, name, kind)
     details = {"cwd": str(Path.cwd()), "command": list(request.get("command", ()))}
-    spec = JobSpec(kind, run_name, run_dir, options.cluster, options.resources, details, tuple(sbatch or ()))
-    script = render(spec)
+    spec = JobSpec(kind, run_name, run_dir, options.cluster, options.resources, details, sbatch_arguments(sbatch))
     if dry_run:
-        print(script, end="")
+        print(render(spec), end="")
         return
     check_scheduler(spec)
-    run, undo = write_run(spec, script, request=request)
+    spec, run, undo = make_run(spec, render, named=name is not None, request=request)
     job_id = submit_run(spec, run, undo)
     submitted(run, job_id, spec.cluster.name, wait, json_)

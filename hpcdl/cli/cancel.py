@@ -6,7 +6,6 @@ Example: hpcdl cancel zion-unet
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from hpcdl.batch.queue import cancel_run, job_state
 from hpcdl.cli._options import Json, Runs, print_json
 from hpcdl.errors import UsageError
 from hpcdl.rundir import find_run
+from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:
@@ -28,10 +28,15 @@ def cancel(
     json_: Json = False,
 ) -> None:
     """Find, cancel, print."""
-    found = [find_run(reference, Path(runs or "runs")) for reference in run]
+    found = [find_run(reference, runs_folder(runs)) for reference in run]
     answers = []
-    for one in found:
+    for reference, one in zip(run, found, strict=True):
         info = job_state(one)
+        if info is not None and reference in one.job_ids()[:-1]:
+            raise UsageError(
+                f"job {reference} was an earlier one of run {one.name} and has ended; its newest is {info.job_id} "
+                f"({info.state}): `hpcdl cancel {info.job_id}`"
+            )
         if info is None:
             raise UsageError(f"{one.name}: was never submitted; there is nothing to cancel")
         if info.active:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from hpcdl.cli._follow import follow_log
 from hpcdl.cli._options import Json, Runs, print_json
 from hpcdl.errors import FailedError
 from hpcdl.rundir import find_run
+from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:
@@ -31,7 +31,7 @@ def logs(
     json_: Json = False,
 ) -> None:
     """Find the newest job's log, print it."""
-    found = find_run(run, Path(runs or "runs"))
+    found = find_run(run, runs_folder(runs))
     job_ids = found.job_ids()
     # A job id names its own log; a run's name means its newest job.
     job_id = run if run in job_ids else job_ids[-1] if job_ids else ""

@@ -1,6 +1,6 @@
 """Draw the map: run a trained network over images, window by window, and write a GeoTIFF, a PNG and, with labels, the accuracy.
 
-Runs here, or as a job with --nodes.
+Runs here, or as a job when --nodes, --cluster or another option of a job is given.
 
 Example: hpcdl predict zion-unet --images 'landsat_b*.tif' --labels nlcd2011.tif --region test --out map.tif
 """
@@ -24,19 +24,22 @@ from hpcdl.cli._options import (
     Sbatch,
     Wait,
     warn_environment,
+    warn_omitted,
     with_resources,
     with_settings,
 )
-from hpcdl.cli._work import run_as_job, run_here
+from hpcdl.cli._work import check_request, run_as_job, run_here, wants_job
+from hpcdl.errors import UsageError
 from hpcdl.rundir import find_run
 from hpcdl.settings import read_settings
-from hpcdl.spec import RESOURCE_SETTINGS, resolve_options
+from hpcdl.spec import RESOURCE_SETTINGS, resolve_options, runs_folder
+
+SETTINGS_FILE = Path(hpcdl.__file__).parent / "predict" / "settings.py"
 
 
 def command() -> Callable[..., None]:
     """The command, its options read from the settings of hpcdl.predict."""
-    settings = read_settings(Path(hpcdl.__file__).parent / "predict" / "settings.py")
-    return with_resources(with_settings(predict, settings, panel="Prediction"))
+    return with_resources(with_settings(predict, read_settings(SETTINGS_FILE), panel="Prediction"))
 
 
 def predict(
@@ -53,18 +56,24 @@ def predict(
 ) -> None:
     """Find the run, start the work here or submit it."""
     resources = {key: values.pop(key) for key in RESOURCE_SETTINGS}
+    given = {key: value for key, value in values.items() if value is not None}
+    check_request(SETTINGS_FILE, given, "hpcdl predict")
+    found = find_run(run, runs_folder(runs))
+    if not any(found.checkpoints.glob("step-*")):
+        raise UsageError(f"run {found.name} has no checkpoint yet: look at `hpcdl status {found.name}`")
     request = {
-        "run": str(find_run(run, Path(runs or "runs")).path),
+        "run": str(found.path),
         "out": str(Path(out).expanduser().absolute()),
-        "settings": {key: value for key, value in values.items() if value is not None},
+        "settings": given,
         "threads": resources["cpus_per_task"],
         "command": ["hpcdl", *sys.argv[1:]],
         "json": json_,
     }
-    if resources["nodes"] is None and resources["ntasks_per_node"] is None and not dry_run:
+    if not wants_job(resources, name, cluster, sbatch, dry_run, wait):
         run_here("predict", request)
         return
     warn_environment()
     options = resolve_options({**resources, "cluster": cluster, "runs": runs})
+    warn_omitted(options.cluster, resources)
     request["threads"] = options.resources.cpus_per_task
     run_as_job("predict", request, options, name, sbatch, dry_run, wait, json_)

@@ -23,14 +23,14 @@ from hpcdl.cli._options import (
     Wait,
     print_json,
     warn_environment,
+    warn_omitted,
     with_resources,
     with_settings,
 )
-from hpcdl.cli._work import run_as_job, run_here
-from hpcdl.resources import Resources
+from hpcdl.cli._work import check_request, run_as_job, run_here, wants_job
 from hpcdl.settings import read_help, read_settings
 from hpcdl.shards.manifest import load_manifest
-from hpcdl.spec import RESOURCE_SETTINGS, resolve_options
+from hpcdl.spec import RESOURCE_SETTINGS, Options, resolve_options
 
 
 def command() -> typer.Typer:
@@ -68,22 +68,24 @@ def _kind_command(kind: str, path: Path) -> Callable[..., None]:
         request = {
             "kind": kind,
             "settings": given,
-            "out": out,
+            "out": str(Path(out).expanduser()),
             "workers": workers,
             "overwrite": overwrite,
             "command": ["hpcdl", *sys.argv[1:]],
         }
-        if resources["nodes"] is None and resources["ntasks_per_node"] is None and not dry_run:
+        check_request(path, given, f"hpcdl preprocess {kind}")
+        if not wants_job(resources, name, cluster, sbatch, dry_run, wait):
             run_here("preprocess", request)
-            _report(Path(out), json_)
+            _report(Path(out).expanduser(), json_)
             return
         warn_environment()
-        options = resolve_options({**resources, "cluster": cluster, "runs": runs})
+        # Workers are processes of one CPU each, and use no GPU; without a number of them they fill the nodes.
+        flags = {**{"cpus_per_task": 1, "gpus_per_node": 0, "ntasks_per_node": 1}, **_given(resources)}
+        options = resolve_options({**flags, "cluster": cluster, "runs": runs})
         if resources["ntasks_per_node"] is None:
-            # Workers are processes of one CPU each: fill the node.
-            options = resolve_options(
-                {**resources, "cluster": cluster, "runs": runs, "ntasks_per_node": _workers(options.resources, options)}
-            )
+            flags["ntasks_per_node"] = _workers(options)
+            options = resolve_options({**flags, "cluster": cluster, "runs": runs})
+        warn_omitted(options.cluster, resources)
         run_as_job("preprocess", request, options, name, sbatch, dry_run, wait, json_)
 
     return with_resources(with_settings(preprocess, settings, panel="Input"))
@@ -98,6 +100,11 @@ def _report(folder: Path, json_: bool) -> None:
         print(folder)
 
 
-def _workers(resources: Resources, options: Any) -> int:
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _workers(options: Options) -> int:
+    resources = options.resources
     limits = options.cluster.partitions.get((resources.partition or "").split(",")[0])
     return max(1, (limits.cpus_per_node or 1) // resources.cpus_per_task) if limits else 1

@@ -8,7 +8,6 @@ Example: hpcdl status zion-unet --json
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ import typer
 from hpcdl.cli._options import Json, Runs, print_json
 from hpcdl.report.status import describe, table
 from hpcdl.rundir import all_runs, find_run
+from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:
@@ -29,7 +29,7 @@ def status(
     json_: Json = False,
 ) -> None:
     """Look up, print."""
-    folder = Path(runs or "runs")
+    folder = runs_folder(runs)
     chosen = [find_run(reference, folder) for reference in run] if run else all_runs(folder)
     rows = describe(chosen)
     if json_:

@@ -25,6 +25,7 @@ from hpcdl.cli._options import (
     Wait,
     parse_settings,
     warn_environment,
+    warn_omitted,
     with_resources,
 )
 from hpcdl.errors import UsageError
@@ -34,11 +35,13 @@ from hpcdl.spec import (
     Options,
     choose_comm,
     load_architecture,
+    make_run,
     new_run,
     resolve_options,
     resume_spec,
     rewrite_run,
-    write_run,
+    runs_folder,
+    sbatch_arguments,
 )
 
 
@@ -71,15 +74,17 @@ def submit(
     """Parse, preflight, write, submit, print."""
     warn_environment()
     flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
-    settings = parse_settings(set_)
-    if resume is None:
-        spec, job_file = _new_spec(architecture, data, name, settings, tuple(sbatch or ()), resolve_options(flags))
-        former = None
-    elif architecture or data or name:
-        raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
+    settings, words = parse_settings(set_), sbatch_arguments(sbatch)
+    if resume is not None:
+        if architecture or data or name:
+            raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
+        former = find_run(resume, runs_folder(runs))
+        spec = resume_spec(former, flags, settings, words)
+        job_file = former.code / spec.request["job"]
     else:
-        former = find_run(resume, Path(runs or "runs"))
-        spec, job_file = resume_spec(former, flags, settings, tuple(sbatch or ())), None
+        former, options = None, resolve_options(flags)
+        warn_omitted(options.cluster, resources)
+        spec, job_file = _new_spec(architecture, data, name, settings, words, options)
     if dry_run and spec.request["data"] is None:
         print(render(spec), end="")
         return
@@ -90,16 +95,20 @@ def submit(
     from hpcdl.batch.queue import check_scheduler, submit_run
     from hpcdl.cli._follow import submitted
 
-    spec = check_data(spec, remember=not dry_run)
-    script = render(spec)
+    spec = check_data(spec, job_file, remember=not dry_run)
     if dry_run:
-        print(script, end="")
+        print(render(spec), end="")
         return
-    if former is not None:
-        check_not_active(former)
     check_scheduler(spec)
-    run, undo = rewrite_run(former, spec, script) if former else write_run(spec, script, job_file)
-    submitted(run, submit_run(spec, run, undo), spec.cluster.name, wait, json_)
+    if former is not None:
+        with former.submitting():
+            check_not_active(former)
+            run, undo = rewrite_run(former, spec, render(spec))
+            job_id = submit_run(spec, run, undo)
+    else:
+        spec, run, undo = make_run(spec, render, named=name is not None, job_file=job_file)
+        job_id = submit_run(spec, run, undo)
+    submitted(run, job_id, spec.cluster.name, wait, json_)
 
 
 def _new_spec(

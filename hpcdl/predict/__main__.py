@@ -18,6 +18,7 @@ from hpcdl.predict.finish import finish
 from hpcdl.predict.ranks import Ranks, join_ranks
 from hpcdl.predict.rasters import write_rasters
 from hpcdl.predict.request import Job, open_job, read_request
+from hpcdl.predict.work import make_work, process_name
 
 
 def main(request: Path) -> int:
@@ -45,17 +46,19 @@ def main(request: Path) -> int:
 
 
 def _open(path: Path, ranks: Ranks) -> Job | int:
-    """The job; or the exit code on all ranks when rank 0 finds that it is not usable, so that this is said once."""
+    """The job, its work folder made; or the exit code on all ranks when it is not usable, which rank 0 says once."""
     job, code = None, 0
+    owner = ranks.from_first(process_name())
     if ranks.rank == 0:
         try:
-            job = open_job(read_request(path))
+            job = open_job(read_request(path), owner)
+            make_work(job)
         except HpcdlError as error:
             code = _explain(error)
     if code := ranks.from_first(code):
         return int(code)
     if job is None:
-        return open_job(read_request(path))
+        return open_job(read_request(path), owner)
     for warning in job.inputs.warnings:
         print(f"hpcdl: warning: {warning}", file=sys.stderr)
     return job
@@ -76,6 +79,8 @@ def _explain(error: BaseException) -> int:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    # A second one, as when the parent passes on what the whole step got, must not cut the clean-up short.
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

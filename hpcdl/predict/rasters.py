@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from hpcdl.predict.windows import Strip, cut_strips, default_window
 
 
 def write_rasters(job: Job, ranks: Ranks) -> list[Path]:
-    """Predict all pixels, each rank a strip of them, and put them together on rank 0.
+    """Predict all pixels, each rank a strip of them, and put them together on rank 0; the work folder is there.
 
     Returns:
         The finished files, in the work folder: the map, and the probabilities when asked for. Empty on other ranks.
@@ -36,10 +35,6 @@ def write_rasters(job: Job, ranks: Ranks) -> list[Path]:
     tiling = _tiling(job)
     strips = cut_strips(tiling.grid.height, tiling.tops, tiling.window_px, ranks.size)
     codes = geotiff.ClassCodes(job.trained.classes)
-    if ranks.rank == 0:
-        shutil.rmtree(job.work, ignore_errors=True)
-        job.work.mkdir(parents=True)
-    ranks.wait()
     sinks: list[geotiff.RowSink]
     if ranks.rank == 0:
         sinks = list(_create(job))

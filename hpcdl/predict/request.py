@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdl import settings as setting_files
-from hpcdl.errors import UsageError
+from hpcdl.errors import FailedError, UsageError
 from hpcdl.predict.inputs import Inputs, open_inputs
 from hpcdl.predict.network import TrainedRun, open_run
 from hpcdl.predict.settings import Settings
@@ -38,18 +38,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request, checked and opened."""
+    """A request, checked and opened; `owner` names the process that started it, the same on all ranks."""
 
     request: Request
     settings: Settings
     trained: TrainedRun
     inputs: Inputs
     out: Path
+    owner: str
 
     @property
     def work(self) -> Path:
-        """The folder in which files grow until they are finished."""
-        return self.out.parent / f".{self.out.name}.tmp"
+        """The folder in which files grow until they are finished; another prediction of the same map has its own."""
+        return self.out.parent / f".{self.out.name}.{self.owner}.tmp"
 
     def beside(self, ending: str) -> str:
         """Name of an output: the map's stem and another ending."""
@@ -69,10 +70,11 @@ def read_request(path: Path) -> Request:
         raise UsageError(f"{path}: not a request for prediction: {error}") from None
 
 
-def open_job(request: Request) -> Job:
-    """Check a request and open its files.
+def open_job(request: Request, owner: str) -> Job:
+    """Check a request and open its files; `owner` as in Job.
 
     Raises:
+        FailedError: nobody may look into the folder of `out`.
         UsageError: a setting, the run, an image or the labels are not usable; or `out` is not a .tif in a folder.
     """
     known = setting_files.read_settings(Path(__file__).with_name("settings.py"))
@@ -86,11 +88,15 @@ def open_job(request: Request) -> Job:
     out = Path(request.out).absolute()
     if out.suffix.lower() not in {".tif", ".tiff"}:
         raise UsageError(f"{request.out}: the map is a GeoTIFF; give a file name that ends in .tif")
-    if out.is_dir():
+    try:
+        is_folder = out.is_dir()
+    except OSError as error:
+        raise FailedError(f"{out.parent}: cannot be written: {error.strerror}; give another place with --out") from None
+    if is_folder:
         raise UsageError(f"{request.out}: is a folder; give a file name, such as {out / 'map.tif'}")
     trained = open_run(Path(request.run))
     inputs = open_inputs(settings, trained)
     sources = {*inputs.scenes.paths, *([inputs.labels.path] if inputs.labels else [])}
     if out in sources:
         raise UsageError(f"{request.out}: is one of the inputs; give the map another name")
-    return Job(request, settings, trained, inputs, out)
+    return Job(request, settings, trained, inputs, out, owner)

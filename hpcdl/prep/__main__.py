@@ -36,6 +36,8 @@ def main() -> int:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    # A second one, as when the parent passes on what the whole step got, must not cut the clean-up short.
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

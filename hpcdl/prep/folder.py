@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,31 +125,47 @@ def prepare(folder: Path, plan: Plan, overwrite: bool) -> dict[str, str]:
         FailedError: the shards will not fit on the disk.
     """
     manifest = _read_manifest(folder / MANIFEST_NAME)
-    shards = [path for path in sorted(folder.iterdir()) if SHARD_PATTERN.fullmatch(path.name)]
-    others = [path for path in shards if _plan_of(path) not in (plan.digest, None)]
-    foreign_manifest = manifest is not None and manifest.get("plan") != plan.digest
-    if (others or foreign_manifest) and not overwrite:
-        raise UsageError(
-            f"{folder}: holds a data set made with other settings or sources; choose another folder, or replace it "
-            "with --overwrite"
-        )
-    # The manifest goes first: without it nobody takes the rest for a data set.
-    if foreign_manifest:
+    if manifest is None:
+        _remove_unfinished(folder, plan)
+    elif manifest.get("plan") != plan.digest:
+        if not overwrite:
+            raise UsageError(
+                f"{folder}: holds a data set made with other settings or sources; choose another folder, or replace it "
+                "with --overwrite"
+            )
+        # The manifest goes first: without it nobody takes the rest for a data set.
         (folder / MANIFEST_NAME).unlink()
-    for path in others:
-        path.unlink()
+        for path in _shards(folder):
+            path.unlink()
+        manifest = None
     needed = sum(task.num_bytes for task in plan.shards if not (folder / f"{task.name}.h5").exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FailedError(
             f"{folder}: the shards need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another one"
         )
-    if manifest is None or foreign_manifest:
+    if manifest is None:
         return {}
     try:
         return {s["file"]: s["sha256"] for body in manifest["splits"].values() for s in body["shards"]}
     except (KeyError, TypeError, AttributeError):
         return {}
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if SHARD_PATTERN.fullmatch(path.name)]
+
+
+def _remove_unfinished(folder: Path, plan: Plan) -> None:
+    """Remove another plan's shards from a folder without a manifest: the run that wrote them has failed or was ended."""
+    others = [path for path in _shards(folder) if _plan_of(path) not in (plan.digest, None)]
+    for path in others:
+        path.unlink()
+    if others:
+        print(
+            f"hpcdl: {folder}: removed {len(others)} shards of an unfinished run with other settings or sources",
+            file=sys.stderr,
+        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -42,8 +42,8 @@ def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expe
         FailedError: the shard cannot be made; names it, its part of the input and the cause.
     """
     path = folder / f"{task.name}.h5"
-    found = _inspect(path, plan.digest)
-    if found is not None and expected in (None, found.sha256):
+    found = _inspect(path, plan.digest, expected)
+    if found is not None:
         return found
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -56,20 +56,24 @@ def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expe
         raise FailedError(f"{path} ({task.where}): cannot be written: {' '.join(str(error).split())}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    written = _inspect(path, plan.digest)
+    written = _inspect(path, plan.digest, None)
     if written is None:
         raise FailedError(f"{path} ({task.where}): cannot be read back after writing; is the disk failing?")
     return dataclasses.replace(written, kept=False)
 
 
-def _inspect(path: Path, digest: str) -> Written | None:
-    """A finished shard of this plan, None when the file is missing, damaged or another plan's."""
+def _inspect(path: Path, digest: str, expected: str | None) -> Written | None:
+    """A finished shard of this plan, None when the file is missing, damaged, another plan's or not the expected one."""
     if not path.is_file():
         return None
     try:
+        # Its sha256 comes first: HDF5 may read a damaged file for ever.
+        sha256 = file_digest(path)
+        if expected not in (None, sha256):
+            return None
         num_samples, attributes = read_shard_attributes(path)
-    except FailedError:
+    except (FailedError, OSError):
         return None
     if attributes.get("plan") != digest:
         return None
-    return Written(path.name, num_samples, path.stat().st_size, file_digest(path), attributes, kept=True)
+    return Written(path.name, num_samples, path.stat().st_size, sha256, attributes, kept=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpcdl.batch.queue import job_states
-from hpcdl.batch.states import base_name
+from hpcdl.batch.states import JobInfo, base_name
+from hpcdl.errors import HpcdlError
 from hpcdl.rundir import RunDir, read_lines
 
 
@@ -44,10 +47,10 @@ def progress_of(run: RunDir) -> Far:
 
 def describe(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
     """One mapping a run, as `hpcdl status --json` prints them (docs/run-folder.md tells the keys)."""
-    infos = job_states(runs)
+    infos = _states(runs)
     rows = []
     for run in runs:
-        spec, info, far = run.spec(), infos[run.name], progress_of(run)
+        spec, info, far = run.spec(), infos[run.path], progress_of(run)
         row: dict[str, Any] = {
             "run": run.name,
             "run_dir": str(run.path),
@@ -56,13 +59,25 @@ def describe(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
             "cluster": spec["cluster"],
             "num_tasks": spec["resources"]["nodes"] * spec["resources"]["ntasks_per_node"],
             "attempts": len([event for event in run.events() if event["event"] == "submitted"]),
-            "state": base_name(info.state) if info else "NOT_SUBMITTED",
+            "state": base_name(info.state) if info else "UNKNOWN" if run.job_ids() else "NOT_SUBMITTED",
             "job": info.to_json() if info else None,
         }
         if far.num_steps:
             row["progress"] = vars(far)
         rows.append(row)
     return rows
+
+
+def _states(runs: Sequence[RunDir]) -> dict[Path, JobInfo | None]:
+    """States of all runs; when Slurm cannot be asked, local runs are still told, and why the others are not."""
+    try:
+        return job_states(runs)
+    except HpcdlError as error:
+        here = [run for run in runs if run.spec().get("scheduler") == "local"]
+        if not here:
+            raise
+        print(f"hpcdl: warning: {error}", file=sys.stderr)
+        return {run.path: None for run in runs} | job_states(here)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -49,7 +49,7 @@ def read_shard_attributes(path: Path) -> tuple[int, dict[str, Any]]:
         with h5py.File(path, "r", locking=False) as file:
             lengths = {len(file[name]) for name in file}
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
-    except (OSError, RuntimeError, TypeError) as error:
+    except Exception as error:  # on a damaged file h5py raises what the damage happens to lead to, even KeyError
         raise FailedError(f"{path}: not readable as a shard: {' '.join(str(error).split())}") from None
     if len(lengths) != 1:
         raise FailedError(

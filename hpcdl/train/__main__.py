@@ -31,7 +31,7 @@ def main(run: RunDir) -> int:
     torch.set_num_threads(resources["cpus_per_task"])
     comm = open_communicator(spec["comm"], resources["nodes"] * resources["ntasks_per_node"])
     if torch.cuda.is_available():
-        torch.cuda.set_device(comm.local_rank)
+        torch.cuda.set_device(comm.local_rank % torch.cuda.device_count())
     job_file = run.code / spec["job"]
     if digest(job_file) != spec["code_sha256"]:
         raise FailedError(f"{job_file}: was changed after the run was submitted; submit a new run with the new code")

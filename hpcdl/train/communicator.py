@@ -177,7 +177,7 @@ class TorchDistributed(Communicator):
     def sum_async(self, tensor: torch.Tensor, name: str) -> Callable[[], torch.Tensor]:
         result = tensor.clone()
         if torch.cuda.is_available():
-            result = result.cuda(self.local_rank)
+            result = result.cuda()
         work = self._dist.all_reduce(result, async_op=True)
 
         def wait() -> torch.Tensor:

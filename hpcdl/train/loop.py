@@ -42,7 +42,6 @@ class Window:
 
     means: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "compute": 0.0, "comm": 0.0})
-    began: float = field(default_factory=time.perf_counter)
     samples: int = 0
 
     def add(self, name: str, mean: Mean) -> None:
@@ -71,7 +70,11 @@ class Trainer:
         needs: tuple[str, ...],
     ) -> None:
         self.run, self.job, self.settings, self.comm = run, job, settings, comm
-        self.device = torch.device("cuda", comm.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", comm.local_rank % torch.cuda.device_count())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         self.autocast = _autocast(settings.precision, self.device)
         # The same initial weights on every rank and for any number of ranks; afterwards each rank draws its own dropout.
         torch.manual_seed(settings.seed)
@@ -105,6 +108,7 @@ class Trainer:
         if settings.max_steps:
             self.num_steps = min(self.num_steps, settings.max_steps)
         self.at = Position()
+        self.window = Window()
         self.writer = MetricsWriter(run, active=comm.rank == 0)
         self.flag = StopFlag()
         self.stopping = False
@@ -124,35 +128,36 @@ class Trainer:
         return not self.stopping
 
     def _epoch(self) -> None:
-        settings, window = self.settings, Window()
+        settings, last = self.settings, False
         batches = self.loaders["train"].batches(self.at.epoch, self.at.batch)
         with contextlib.closing(batches):
             while True:
-                with window.timed("data"):
+                with self.window.timed("data"):
                     batch = next(batches, None)
                 if batch is None:
                     break
-                self._step(batch, window)
+                self._step(batch, self.window)
                 self.at.step, self.at.batch = self.at.step + 1, self.at.batch + 1
                 if self.at.batch == self.batches_per_epoch:
                     self.at.epoch, self.at.batch = self.at.epoch + 1, 0
                 last = self.at.step == self.num_steps
                 if self.at.step % settings.log_every == 0 or last or self.stopping:
-                    self._log(window)
-                    window = Window()
+                    self._log(self.window)
+                    self.window = Window()
                 if last or self.stopping:
                     break
         ended = self.at.batch == 0
-        if not self.stopping and (last or (ended and settings.val_every and self.at.epoch % settings.val_every == 0)):
+        save = self.stopping or last or (ended and _due(self.at.epoch, settings.checkpoint_every))
+        validate = not self.stopping and (last or (ended and _due(self.at.epoch, settings.val_every)))
+        if save or validate:
             self._average_statistics()
-            self._validate()
-        if (
-            self.stopping
-            or last
-            or (ended and settings.checkpoint_every and self.at.epoch % settings.checkpoint_every == 0)
-        ):
-            self._average_statistics()
+        # Saved first: a validation may take long, and a node may fail in it.
+        if save:
             self._save()
+        if validate:
+            self._validate()
+            if self.stopping and not save:
+                self._save()
 
     def _step(self, batch: Batch, window: Window) -> None:
         """One batch: all the updates that the job asks for, each summed over this rank's parts and over the ranks."""
@@ -239,7 +244,8 @@ class Trainer:
                 self.comm.average(network.buffers(), f"buffers.{name}")
 
     def _log(self, window: Window) -> None:
-        elapsed = time.perf_counter() - window.began
+        # Only what a step takes: validation and checkpoints between two lines are not the network's speed.
+        elapsed = sum(window.seconds.values())
         names = sorted(window.means)
         own = [value for name in names for value in window.means[name][0].tolist()]
         own += [*window.seconds.values(), elapsed]
@@ -266,10 +272,15 @@ class Trainer:
         for network in networks.values():
             network.eval()
         sums: Sums = {}
-        for batch in self.loaders["val"].batches(0):
-            with self.autocast:
-                part = self.job.validation_step(networks, batch.to(self.device))
-            sums = {name: sums[name] + value if name in sums else value for name, value in part.items()}
+        with contextlib.closing(self.loaders["val"].batches(0)) as batches:
+            for batch in batches:
+                with self.autocast:
+                    part = self.job.validation_step(networks, batch.to(self.device))
+                sums = {name: sums[name] + value if name in sums else value for name, value in part.items()}
+                # A stop in a long validation is agreed on here: the next step may come too late.
+                if self.comm.sum(torch.tensor([float(self.flag.asked)]), "val.stop").item() > 0:
+                    self.stopping = self.at.step < self.num_steps
+                    return
         sums = {name: self.comm.sum(value.double(), f"val.{name}") for name, value in sums.items()}
         self.writer.write(
             "val", self.at.step, {"epoch": self.at.step / self.batches_per_epoch, **self.job.summarise(sums)}
@@ -303,6 +314,10 @@ class Trainer:
             torch.manual_seed(self.settings.seed * 1_000_003 + self.comm.rank + 1 + self.at.step)
         if self.writer.active:
             print(f"resumed from {found.name}", flush=True)
+
+
+def _due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -69,13 +69,20 @@ def test_the_time_limit_ends_a_job(workdir: Path) -> None:
     assert info.process_code() == 124
 
 
-def test_a_supervisor_that_was_killed_is_not_taken_for_running(workdir: Path) -> None:
+def test_a_job_outlives_its_supervisor_and_can_be_cancelled(workdir: Path) -> None:
     run = start("echo $$ > pid; sleep 60\n")
     until(run.path / "pid")
     pid = run.events()[0]["pid"]
     os.kill(pid, signal.SIGKILL)
-    os.kill(int((run.path / "pid").read_text()), signal.SIGKILL)
     os.waitpid(pid, 0)
+    info = job_state(run)
+    assert info is not None
+    assert (info.state, info.reason) == ("RUNNING", "without its supervising process, which was killed")
+    cancel_run(run)
+    end = time.monotonic() + 20
+    while process_start(int((run.path / "pid").read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     info = job_state(run)
     assert info is not None
     assert info.state == "NODE_FAIL"

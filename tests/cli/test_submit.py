@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpcdl.catalog import bundled_root
 from tests.cli.conftest import TINY
 from tests.conftest import Hpcdl
 
@@ -25,6 +26,10 @@ BAD_FLAGS = [
     (["unet", "--ntasks-per-node", "2", "--comm", "single"], "is for one rank"),
     (["unet", "--name", "a/b"], "has no slash"),
     (["unet", "--name", ".."], "starts with a letter"),
+    (["unet", "--name", "100%j"], "no slash, backslash, percent sign"),
+    (["unet", "--sbatch", "--array=0-3"], "hpcdl sets this itself, or cannot follow such a job"),
+    (["unet", "--sbatch", "-o x"], "hpcdl sets this itself"),
+    (["unet", "--sbatch", "--comment='x"], "No closing quotation"),
     (["unet", "--resume", "x"], "leave out the architecture"),
     (["--data", "x"], "which architecture"),
 ]
@@ -219,7 +224,7 @@ def test_settings_of_the_project_file(hpcdl: Hpcdl, data: Path, workdir: Path) -
     settings = yaml.safe_load(Path("runs/x/run.yaml").read_text())["settings"]
     assert (settings["epochs"], settings["width"], settings["depth"]) == (7, 3, 1)
     (workdir / "hpcdl.yaml").write_text("architectures: {unet: {widht: 3}}\n")
-    assert "hpcdl.yaml, architectures, unet: unknown setting 'widht'" in hpcdl("submit", "unet", "--dry-run").err
+    assert "hpcdl.yaml:1: unknown setting 'widht'" in hpcdl("submit", "unet", "--dry-run").err
 
 
 def test_no_launcher_for_several_ranks_here(hpcdl: Hpcdl, data: Path, workdir: Path) -> None:
@@ -231,3 +236,64 @@ def test_no_launcher_for_several_ranks_here(hpcdl: Hpcdl, data: Path, workdir: P
     assert result.code == 2
     assert "no no-such-mpirun on PATH to start 2 ranks" in result.err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("change", ["width=4", "batch_size=2", "optimizer.name=sgd", "ema=0.9", "seed=3"])
+def test_a_resumed_run_keeps_what_its_checkpoint_depends_on(hpcdl: Hpcdl, data: Path, change: str) -> None:
+    assert hpcdl("submit", "unet", "--data", data, *TINY, "--set", "epochs=1", "--name", "x", "--wait").code == 0
+    before = Path("runs/x/run.yaml").read_text()
+    result = hpcdl("submit", "--resume", "x", "--set", change)
+    assert result.code == 2
+    assert "a resumed run keeps it" in result.err
+    assert Path("runs/x/run.yaml").read_text() == before
+
+
+def test_two_submissions_of_one_run_at_once(hpcdl: Hpcdl, data: Path) -> None:
+    assert hpcdl("submit", "unet", "--data", data, *TINY, "--set", "epochs=1", "--name", "x", "--wait").code == 0
+    Path("runs/x/.submitting").touch()
+    result = hpcdl("submit", "--resume", "x")
+    assert result.code == 2
+    assert "is being submitted by another command" in result.err
+
+
+def test_an_architecture_and_a_cluster_given_as_files(hpcdl: Hpcdl, data: Path, workdir: Path) -> None:
+    folder = workdir / "my files"
+    folder.mkdir()
+    (folder / "special.yaml").write_text("job: special.py\n")
+    (folder / "special.py").write_text((bundled_root() / "jobs" / "unet.py").read_text())
+    (folder / "box.yaml").write_text("scheduler: local\n")
+    flags = [*TINY, "--set", "epochs=1", "--set", "norm=none", "--name", "x", "--wait"]
+    first = hpcdl("submit", "my files/special.yaml", "--cluster", "my files/box.yaml", "--data", data, *flags)
+    assert first.code == 0, first.err
+    assert hpcdl("submit", "--resume", "x", "--set", "epochs=2", "--wait").code == 0
+
+
+def test_the_folder_of_runs_may_come_from_the_environment(
+    hpcdl: Hpcdl, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCDL_RUNS", "elsewhere")
+    assert hpcdl("submit", "unet", "--data", data, *TINY, "--set", "epochs=1", "--name", "x", "--wait").code == 0
+    assert Path("elsewhere/x/run.yaml").is_file()
+    assert json.loads(hpcdl("status", "x", "--json").out)[0]["state"] == "COMPLETED"
+    assert "done: 2 steps" in hpcdl("logs", "x").out
+
+
+def test_a_slow_sbatch_does_not_cost_the_run_folder(
+    hpcdl: Hpcdl, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "sbatch").write_text("#!/bin/sh\nexec sleep 30\n")
+    (fake / "squeue").write_text('#!/bin/sh\n[ -n "$ANSWER" ] && echo "77 $PWD/runs/x"\nexit 0\n')
+    for path in fake.iterdir():
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
+    monkeypatch.setattr("hpcdl.batch.slurm.CALL_TIMEOUT_S", 1)
+    flags = ["submit", "unet", "--data", data, "--cluster", "testcluster"]
+    lost = hpcdl(*flags, "--name", "lost")
+    assert lost.code == 124
+    assert "runs/lost is kept: look at `squeue --me`" in lost.err
+    assert Path("runs/lost/run.yaml").is_file()
+    monkeypatch.setenv("ANSWER", "1")
+    found = hpcdl(*flags, "--name", "x", "--json")
+    assert (found.code, json.loads(found.out)["job_id"]) == (0, "77")

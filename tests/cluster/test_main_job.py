@@ -119,10 +119,11 @@ def test_cancel_and_resume(cluster: Cluster) -> None:
     log = cluster.hpcdl("logs", "long").stdout
     assert f"stopped at step {steps}" in log, log
     cluster.hpcdl(
-        "submit", "--resume", "long", "--nodes", "1", "--set", "epochs=1", "--set", f"max_steps={steps + 3}", "--wait",
-        check=False,
+        "submit", "--resume", "long", "--nodes", "1", "--set", f"max_steps={steps + 3}", "--wait", timeout=180
     )  # fmt: skip
-    assert "resumed from step-" in cluster.hpcdl("logs", "long").stdout
+    log = cluster.hpcdl("logs", "long").stdout
+    assert f"resumed from step-{steps:08d}" in log
+    assert f"done: {steps + 3} steps" in log
 
 
 @pytest.mark.parametrize(

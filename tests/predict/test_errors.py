@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from hpcdl.predict import rasters
 from tests.generators import UTM, image_affine, write_raster
 from tests.predict.conftest import SIZE, Case, grid_entry, truth, write_labels
 
@@ -99,6 +102,34 @@ def test_a_diverged_network_is_an_error_and_leaves_nothing(make_case: Callable[.
     assert code == 1
     assert "NaN or infinite scores" in err
     assert not list((case.folder / "out").iterdir())
+
+
+@pytest.mark.parametrize("out", ["/proc/x/map.tif", "scene.tif/map.tif", "n" * 250 + ".tif"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_network_is_loaded(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.delattr(rasters, "Network")
+    case = make_case()
+    code, output, err = case.predict(out=out)
+    assert (code, output) == (1, "")
+    assert err.startswith(f"hpcdl: {(case.folder / out).parent}: cannot be written: ")
+    assert err.count("\n") == 1
+
+
+def test_a_folder_of_somebody_else_is_one_line(make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking into it is forbidden already; root may, so this pretends."""
+    case = make_case()
+    original = Path.is_dir
+
+    def forbidden(path: Path) -> bool:
+        if path.name == "map.tif":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    code, _, err = case.predict()
+    assert code == 1
+    assert err == (f"hpcdl: {case.folder}/out: cannot be written: Permission denied; give another place with --out\n")
 
 
 def test_manifest_of_another_data_set(make_case: Callable[..., Case]) -> None:

@@ -70,16 +70,33 @@ def test_locks_of_other_hosts_and_reused_process_ids(tmp_path, monkeypatch):
         pass
 
 
-def test_shards_of_the_same_plan_stay_and_others_need_overwrite(tmp_path):
+def test_without_a_manifest_shards_of_another_plan_are_replaced(tmp_path, capsys):
     shard(tmp_path / "train-00000.h5", "a")
     shard(tmp_path / "train-00001.h5", "a")
     (tmp_path / "test-00000.h5").write_bytes(b"damaged")
     assert prepare(tmp_path, plan_of("a"), overwrite=False) == {}
+    assert read_shard_attributes(tmp_path / "train-00000.h5") == (3, {"plan": "a"})
+    assert capsys.readouterr().err == ""
+    assert prepare(tmp_path, plan_of("b"), overwrite=False) == {}
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["test-00000.h5"]
+    told = capsys.readouterr().err
+    assert told.startswith(f"hpcdl: {tmp_path}: removed 2 shards of an unfinished run")
+    assert told.count("\n") == 1
+
+
+def test_with_a_manifest_shards_are_known_by_their_digest_and_not_opened(tmp_path, monkeypatch, capsys):
+    """HDF5 may raise anything on a damaged file, or read it for ever."""
+    monkeypatch.delattr(folders, "read_shard_attributes")
+    shard(tmp_path / "train-00000.h5", "damaged plan")
+    body = {"plan": "a", "splits": {"train": {"shards": [{"file": "train-00000.h5", "sha256": "00"}]}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(body))
+    assert prepare(tmp_path, plan_of("a"), overwrite=False) == {"train-00000.h5": "00"}
+    assert (tmp_path / "train-00000.h5").exists()
     with pytest.raises(UsageError, match=r"other settings or sources.*--overwrite"):
         prepare(tmp_path, plan_of("b"), overwrite=False)
-    assert read_shard_attributes(tmp_path / "train-00000.h5") == (3, {"plan": "a"})
-    prepare(tmp_path, plan_of("b"), overwrite=True)
-    assert [path.name for path in tmp_path.glob("*.h5")] == ["test-00000.h5"]
+    assert prepare(tmp_path, plan_of("b"), overwrite=True) == {}
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finished_manifest_tells_what_the_files_should_be(tmp_path):

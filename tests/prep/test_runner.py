@@ -115,8 +115,15 @@ def test_two_workers_write_the_same_and_a_killed_run_goes_on(made):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+def flip(path: Path, place: int) -> None:
+    """Turn the bits of one byte."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
 @pytest.mark.slow
-def test_a_damaged_shard_is_written_anew_and_other_settings_are_refused(made):
+def test_damaged_shards_are_written_anew_and_other_settings_are_refused(made):
     folder, _ = made
     out = folder / "mended"
     out.mkdir()
@@ -125,6 +132,9 @@ def test_a_damaged_shard_is_written_anew_and_other_settings_are_refused(made):
     (out / "manifest.json").write_bytes((folder / "one" / "manifest.json").read_bytes())
     with h5py.File(out / "train-00000.h5", "r+") as file:
         file["label"][0, 0, 0] ^= 1
+        place = file["image"].id.get_offset()
+    flip(out / "train-00001.h5", place + 1000)
+    flip(out / "test-00000.h5", -1)
     code, _, errors = finish(start(folder, out, chip_px=32))
     assert code == 2
     assert "other settings or sources" in errors
@@ -146,6 +156,82 @@ def test_a_failing_shard_is_named_and_finished_ones_stay(tmp_path):
     assert list(out.glob("train-*.h5"))
     assert not (out / "manifest.json").exists()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_shard_without_a_manifest_is_written_anew(made):
+    folder, _ = made
+    out = folder / "unlisted"
+    out.mkdir()
+    whole = bytes_of(folder / "one")
+    for name, data in whole.items():
+        (out / name).write_bytes(data)
+    flip(out / "train-00000.h5", -1)
+    code, _, errors = finish(start(folder, out, workers=1))
+    assert code == 0, errors
+    assert f"(kept {len(whole) - 1}, wrote 1)" in errors
+    assert bytes_of(out) == whole
+
+
+@pytest.mark.slow
+def test_shards_of_a_run_that_failed_do_not_block_the_corrected_one(made):
+    folder, _ = made
+    out = folder / "corrected"
+    code, _, errors = finish(start(folder, out, workers=1, min_valid=1, test_region="north:0.1"))
+    assert code == 1
+    assert "the test split is empty" in errors
+    assert list(out.glob("*.h5"))
+    code, _, errors = finish(start(folder, out, workers=1))
+    assert code == 0, errors
+    assert "shards of an unfinished run" in errors
+    assert bytes_of(out) == bytes_of(folder / "one")
+
+
+def children(pid: int) -> set[int]:
+    """Processes that a process has started, and those that they have."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    own = {int(word) for task in tasks for word in task.read_text().split()}
+    return own.union(*(children(child) for child in own))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [("one",), ("one", "one"), ("group",)])
+def test_sigterm_ends_the_workers_and_releases_the_folder(made, signals):
+    """Twice, as when the parent passes on what the whole step got anyway; to the group, as Slurm does."""
+    folder, _ = made
+    out = folder / f"ended-{'-'.join(signals)}"
+    process = start(folder, out, workers=2)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.h5")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+        started = time.monotonic()
+        for target in signals:
+            (os.kill if target == "one" else os.killpg)(process.pid, signal.SIGTERM)
+            time.sleep(0.05)
+        code, _, errors = finish(process)
+        while any(map(alive, workers)) and time.monotonic() < started + 10:
+            time.sleep(0.05)
+        assert time.monotonic() - started < 10
+        assert code == 128 + signal.SIGTERM
+        assert "Traceback" not in errors
+        assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    code, _, errors = finish(start(folder, out, workers=2))
+    assert code == 0, errors
+    assert bytes_of(out) == bytes_of(folder / "one")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcdl.rundir import RunDir, read_lines
 from hpcdl.train import checkpoint
@@ -88,12 +89,13 @@ def test_resume_on_another_number_of_ranks(hpcdl: Hpcdl, workdir: Path) -> None:
     assert json.loads(hpcdl("status", "parts", "--json").out)[0]["num_tasks"] == 4
 
 
-def test_batch_norm_statistics_are_one_networks(hpcdl: Hpcdl, workdir: Path) -> None:
+def test_checkpoints_hold_every_ranks_random_state(hpcdl: Hpcdl, workdir: Path) -> None:
     write_blobs(workdir / "data", {"train": 16})
     train(hpcdl, "run", *UNET, "--set", "epochs=2", ranks=2)
     newest = checkpoint.newest(RunDir(workdir / "runs" / "run").checkpoints)
     assert newest is not None
-    assert sorted(path.name for path in newest.iterdir()) == ["rank-00000.pt", "rank-00001.pt", "state.pt"]
+    first, second = (torch.load(newest / f"rank-0000{rank}.pt", weights_only=True)["torch"] for rank in (0, 1))
+    assert not torch.equal(first, second)
     assert checkpoint.load(newest)["num_ranks"] == 2
 
 
