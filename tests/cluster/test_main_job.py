@@ -148,7 +148,7 @@ def test_what_slurm_refuses_is_shown_and_leaves_nothing(cluster: Cluster, flags:
 def test_reservation_qos_and_passed_on_options_reach_slurm(cluster: Cluster) -> None:
     write_blobs(cluster.workdir / "data", {"train": 8})
     give(cluster, cluster.workdir)
-    flags = ["--reservation", cluster.reservation, "--qos", "short", '--sbatch=--comment=it\'s "mine"', "-t", "2"]
+    flags = ["--reservation", cluster.reservation, "--qos", "short", '--sbatch=--comment="it\'s mine"', "-t", "2"]
     done = cluster.hpcdl("submit", "unet", "--data", "data", *TINY, *flags, "--set", "max_steps=1", "--json")
     job_id = json.loads(done.stdout)["job_id"]
     (record,) = cluster.sacct(job_id, ["QOS", "Reservation", "TimelimitRaw"])
