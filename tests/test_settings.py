@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcdl.architecture import TRAIN_SETTINGS_FILE
 from hpcdl.errors import UsageError
 from hpcdl.settings import REQUIRED, build, read_settings, resolve
-from hpcdl.spec import TRAIN_SETTINGS_FILE
 from hpcdl.train.settings import TrainSettings
 
 SOURCE = '''

@@ -13,8 +13,8 @@ import typer
 from hpcdl.cluster import Cluster
 from hpcdl.config import environment_warnings
 from hpcdl.errors import UsageError
+from hpcdl.options import RESOURCE_SETTINGS
 from hpcdl.settings import REQUIRED, Setting
-from hpcdl.spec import RESOURCE_SETTINGS
 
 SHORT_FLAGS = {
     "nodes": "-N",

@@ -18,8 +18,10 @@ from hpcdl.batch.queue import check_scheduler, submit_run
 from hpcdl.batch.script import render
 from hpcdl.cli._follow import submitted
 from hpcdl.errors import UsageError
+from hpcdl.newrun import make_run, new_run
+from hpcdl.options import Options, sbatch_arguments
 from hpcdl.settings import read_settings, resolve
-from hpcdl.spec import JobSpec, Options, make_run, new_run, sbatch_arguments
+from hpcdl.spec import JobSpec
 
 MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict"}
 

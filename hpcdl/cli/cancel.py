@@ -13,8 +13,8 @@ import typer
 from hpcdl.batch.queue import cancel_run, job_state
 from hpcdl.cli._options import Json, Runs, print_json
 from hpcdl.errors import UsageError
+from hpcdl.options import runs_folder
 from hpcdl.rundir import find_run
-from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:

@@ -14,8 +14,8 @@ import typer
 from hpcdl.cli._follow import follow_log
 from hpcdl.cli._options import Json, Runs, print_json
 from hpcdl.errors import FailedError
+from hpcdl.options import runs_folder
 from hpcdl.rundir import find_run
-from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:

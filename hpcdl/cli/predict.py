@@ -30,9 +30,9 @@ from hpcdl.cli._options import (
 )
 from hpcdl.cli._work import check_request, run_as_job, run_here, wants_job
 from hpcdl.errors import UsageError
+from hpcdl.options import RESOURCE_SETTINGS, resolve_options, runs_folder
 from hpcdl.rundir import find_run
 from hpcdl.settings import read_settings
-from hpcdl.spec import RESOURCE_SETTINGS, resolve_options, runs_folder
 
 SETTINGS_FILE = Path(hpcdl.__file__).parent / "predict" / "settings.py"
 

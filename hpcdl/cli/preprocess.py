@@ -28,9 +28,9 @@ from hpcdl.cli._options import (
     with_settings,
 )
 from hpcdl.cli._work import check_request, run_as_job, run_here, wants_job
+from hpcdl.options import RESOURCE_SETTINGS, Options, resolve_options
 from hpcdl.settings import read_help, read_settings
 from hpcdl.shards.manifest import load_manifest
-from hpcdl.spec import RESOURCE_SETTINGS, Options, resolve_options
 
 
 def command() -> typer.Typer:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdl.architecture import load_architecture
 from hpcdl.cli._options import Json, print_json
 from hpcdl.config import flatten
 from hpcdl.settings import REQUIRED, Setting
-from hpcdl.spec import load_architecture
 
 
 def command() -> Callable[..., None]:

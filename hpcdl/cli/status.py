@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from hpcdl.cli._options import Json, Runs, print_json
+from hpcdl.options import runs_folder
 from hpcdl.report.status import describe, table
 from hpcdl.rundir import all_runs, find_run
-from hpcdl.spec import runs_folder
 
 
 def command() -> Callable[..., None]:

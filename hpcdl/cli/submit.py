@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdl.architecture import load_architecture
 from hpcdl.batch.script import render
 from hpcdl.cli._options import (
     ClusterName,
@@ -29,20 +30,10 @@ from hpcdl.cli._options import (
     with_resources,
 )
 from hpcdl.errors import UsageError
+from hpcdl.newrun import make_run, new_run, resume_spec, rewrite_run
+from hpcdl.options import Options, choose_comm, resolve_options, runs_folder, sbatch_arguments
 from hpcdl.rundir import find_run
-from hpcdl.spec import (
-    JobSpec,
-    Options,
-    choose_comm,
-    load_architecture,
-    make_run,
-    new_run,
-    resolve_options,
-    resume_spec,
-    rewrite_run,
-    runs_folder,
-    sbatch_arguments,
-)
+from hpcdl.spec import JobSpec
 
 
 def command() -> Callable[..., None]:

@@ -10,8 +10,10 @@ import pytest
 
 from hpcdl.batch.local import Local, process_start
 from hpcdl.batch.queue import cancel_run, job_state, submit_run, wait_run
+from hpcdl.newrun import write_run
+from hpcdl.options import resolve_options
 from hpcdl.rundir import RunDir
-from hpcdl.spec import JobSpec, resolve_options, write_run
+from hpcdl.spec import JobSpec
 from tests.conftest import Hpcdl
 
 

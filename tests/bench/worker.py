@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hpcdl.architecture import TRAIN_SETTINGS_FILE
 from hpcdl.catalog import bundled_root
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_settings
 from hpcdl.shards.manifest import load_manifest
-from hpcdl.spec import TRAIN_SETTINGS_FILE
 from hpcdl.train.communicator import open_communicator
 from hpcdl.train.job import DataInfo, load_job
 from hpcdl.train.loop import Trainer, Window

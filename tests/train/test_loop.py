@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from hpcdl.architecture import TRAIN_SETTINGS_FILE
 from hpcdl.catalog import bundled_root
 from hpcdl.rundir import RunDir, read_lines
 from hpcdl.settings import build, read_settings
 from hpcdl.shards.manifest import Manifest
-from hpcdl.spec import TRAIN_SETTINGS_FILE
 from hpcdl.train import checkpoint
 from hpcdl.train.communicator import Single
 from hpcdl.train.job import DataInfo, load_job
