@@ -33,7 +33,7 @@ write_accounting() {
   add account "$ACCOUNT" set Cluster=hpcdl Description="hpcdl tests" QOS=normal,short DefaultQOS=normal
   local user
   for user in "${USERS[@]}"; do
-    add user "$user" set Account="$ACCOUNT" DefaultAccount="$ACCOUNT" Cluster=hpcdl
+    add user "$user" Account="$ACCOUNT" DefaultAccount="$ACCOUNT" Cluster=hpcdl
   done
 }
 
