@@ -100,6 +100,19 @@ def test_torch_distributed_across_nodes(cluster: Cluster, project: Path) -> None
     assert len(losses(project / "runs" / "torch")) == 3
 
 
+def test_mpirun_as_the_launcher(cluster: Cluster, project: Path) -> None:
+    """A launcher is data: the same cluster with one line changed."""
+    profile = (cluster.checkout / "configs" / "clusters" / "testcluster.yaml").read_text().splitlines()
+    lines = ["launcher: mpirun -n {tasks} --bind-to none" if line.startswith("launcher:") else line for line in profile]
+    (project / "mpirun.yaml").write_text("\n".join(lines) + "\n")
+    cluster.hpcdl(
+        "submit", "unet", "--data", "data/four", *TINY, "--set", "max_steps=3", "--nodes", "2", "--cluster", "mpirun.yaml",
+        "--name", "mpirun", "--wait", cwd=project, timeout=180,
+    )  # fmt: skip
+    assert len(losses(project / "runs" / "mpirun")) == 3
+    assert "2 ranks (horovod)" in cluster.hpcdl("logs", "mpirun", cwd=project).stdout
+
+
 def test_cancel_and_resume(cluster: Cluster) -> None:
     write_blobs(cluster.workdir / "data", {"train": 16})
     give(cluster, cluster.workdir)

@@ -89,6 +89,15 @@ def test_resume_on_another_number_of_ranks(hpcdl: Hpcdl, workdir: Path) -> None:
     assert json.loads(hpcdl("status", "parts", "--json").out)[0]["num_tasks"] == 4
 
 
+def test_the_learning_rate_scales_with_the_ranks_only_when_asked(hpcdl: Hpcdl, workdir: Path) -> None:
+    write_blobs(workdir / "data", {"train": 16})
+    flags = [*UNET, "--set", "epochs=1", "--set", "schedule.warmup=0", "--set", "schedule.name=constant"]
+    train(hpcdl, "plain", *flags, ranks=2)
+    train(hpcdl, "scaled", *flags, "--set", "scale_lr=true", ranks=2)
+    assert losses("plain", "lr") == [1e-3, 1e-3]
+    assert losses("scaled", "lr") == [2e-3, 2e-3]
+
+
 def test_checkpoints_hold_every_ranks_random_state(hpcdl: Hpcdl, workdir: Path) -> None:
     write_blobs(workdir / "data", {"train": 16})
     train(hpcdl, "run", *UNET, "--set", "epochs=2", ranks=2)
