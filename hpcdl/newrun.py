@@ -27,7 +27,9 @@ RUN_NAME = re.compile(r"[^\s/\\%\x00-\x1f\x7f.-][^/\\%\x00-\x1f\x7f]{0,199}")
 
 
 CHANGEABLE = (
-    "epochs", "max_steps", "log_every", "val_every", "checkpoint_every", "keep", "precision", "compression", "accumulate",
+    "epochs", "max_steps", "log_every", "val_every", "precision", "compression", "accumulate", "on_nan",
+    "checkpoint.epochs", "checkpoint.steps", "checkpoint.minutes", "checkpoint.keep", "checkpoint.keep_every",
+    "checkpoint.asynchronous", "checkpoint.on_error", "best.min_delta", "best.patience",
     "optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm",
     "schedule.name", "schedule.warmup", "schedule.final",
 )  # fmt: skip
@@ -57,7 +59,7 @@ def new_run(runs: Path, name: str | None, stem: str) -> tuple[str, Path]:
         )
     elif (runs / name).exists():
         raise UsageError(
-            f"run name {name!r} is taken: {runs / name} exists; choose another --name, or go on from it with --resume {name}"
+            f"run name {name!r} is taken: {runs / name} exists; choose another --name, or go on from it with `hpcdl resume {name}`"
         )
     return name, runs / name
 
@@ -169,6 +171,7 @@ def rewrite_run(run: RunDir, spec: JobSpec, script: str) -> tuple[RunDir, Callab
     for path, kept in moves:
         shutil.copyfile(path, kept)
     _write_spec(run, spec, script, {})
+    shutil.copyfile(Path(spec.request["data"]["path"]) / MANIFEST, run.data_file)
 
     def undo() -> None:
         for path, kept in moves:

@@ -52,9 +52,12 @@ class Resources:
     mail_user: str | None = None
     """Whom to send it to."""
     signal: str | None = None
-    """Signal before the end of the walltime: USR1@120 makes a training save its state and stop."""
+    """Lead time before the end of the walltime at which a training saves its state and stops, such as USR1@120 for 120 s.
+    Without it hpcdl is warned early and stops as late as its checkpoints, as measured, allow."""
     requeue: bool = True
-    """Whether Slurm may put the job back in the queue after a preemption or a node failure."""
+    """Whether the job may go back to the queue: after a preemption, a node failure, or when a training needs more walltime."""
+    max_requeues: Annotated[int, Range(0)] = 10
+    """How often a training goes back to the queue by itself to go on from its checkpoint."""
 
     @property
     def num_tasks(self) -> int:
@@ -67,6 +70,13 @@ class Resources:
         return parse_time(self.time)
 
     @property
+    def lead_s(self) -> int:
+        """Seconds before the end of the walltime at which a training is warned: what `signal` says, else a part of the time."""
+        if self.signal:
+            return int(self.signal.partition("@")[2])
+        return round(min(600, max(30, 9 * self.time_min), 30 * self.time_min))
+
+    @property
     def memory_mb(self) -> int:
         """Memory a node in MB, 0 when not asked for."""
         return parse_memory(self.mem) if self.mem else 0
@@ -76,6 +86,8 @@ class Resources:
         if self.time_min <= 0:
             raise ValueError(f"time {self.time!r} must be more than nothing")
         parse_memory(self.mem or "0")
+        if self.signal is not None and not re.fullmatch(r"USR1@\d{1,5}", self.signal):
+            raise ValueError(f"signal {self.signal!r} is not of the form USR1@120 (seconds before the walltime ends)")
         for name, value in vars(self).items():
             if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
                 raise ValueError(f"{name} {value!r} holds a control character")

@@ -6,12 +6,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hpcdl.errors import UsageError
 
@@ -80,6 +78,16 @@ class RunDir:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def attempts(self) -> Path:
+        """The folder of the attempts' own folders."""
+        return self.path / "attempts"
+
+    @property
+    def lock(self) -> Path:
+        """.lock: which attempt may write this run."""
+        return self.path / ".lock"
+
     def log(self, job_id: str) -> Path:
         """The log of one job."""
         return self.logs / f"{job_id}.out"
@@ -112,6 +120,8 @@ class RunDir:
         Raises:
             UsageError: there is none, or it is damaged.
         """
+        import yaml  # not for the agents of the ranks, which start many at a time and only need paths
+
         try:
             values = yaml.safe_load(self.spec_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -136,6 +146,12 @@ class RunDir:
         return [event["job_id"] for event in self.events() if event["event"] == "submitted"]
 
 
+def newest_step(run: RunDir) -> int:
+    """Step of the newest checkpoint, good or not; 0 when there is none."""
+    steps = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*")]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
 def append_line(path: Path, entry: dict[str, Any]) -> None:
     """Append one JSON object as a line, in a single write."""
     data = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
@@ -144,6 +160,13 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
         os.write(descriptor, data)
     finally:
         os.close(descriptor)
+
+
+def write_lines(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Replace a .jsonl file by these objects, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

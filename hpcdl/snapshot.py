@@ -21,8 +21,6 @@ def digest(path: Path) -> str:
 
 def write_snapshot(folder: Path, job_file: Path | None) -> None:
     """Fill a run's code/ folder: the job file, git.json, uncommitted.patch and env.txt."""
-    import importlib.metadata  # takes as long as half of the command line's start
-
     folder.mkdir(parents=True)
     if job_file is not None:
         shutil.copyfile(job_file, folder / job_file.name)
@@ -30,9 +28,37 @@ def write_snapshot(folder: Path, job_file: Path | None) -> None:
     (folder / "git.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     if patch:
         (folder / "uncommitted.patch").write_bytes(patch)
+    (folder / "env.txt").write_text("\n".join(_environment()) + "\n", encoding="utf-8")
+
+
+def changes_since(folder: Path) -> list[str]:
+    """What a run's code/ folder says of the commit and the packages that is not so any more, a line each."""
+    try:
+        before = json.loads((folder / "git.json").read_text(encoding="utf-8"))
+        packages = (folder / "env.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return ["what it was submitted with is no longer known (code/git.json, code/env.txt)"]
+    lines = []
+    now, _ = _git(Path.cwd())
+    if now.get("repository") == before.get("repository") and now["commit"] != before["commit"]:
+        lines.append(f"git commit: {str(before['commit'])[:12]} → {str(now['commit'])[:12]}")
+    old, new = _versions(packages), _versions(_environment())
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            lines.append(f"{name}: {old.get(name, 'not there')} → {new.get(name, 'not there')}")
+    return lines
+
+
+def _environment() -> list[str]:
+    import importlib.metadata  # takes as long as half of the command line's start
+
     packages = sorted({f"{entry.name}=={entry.version}" for entry in importlib.metadata.distributions()}, key=str.lower)
-    lines = [f"# Python {platform.python_version()} on {platform.platform()}", *packages]
-    (folder / "env.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [f"# Python {platform.python_version()} on {platform.platform()}", *packages]
+
+
+def _versions(lines: list[str]) -> dict[str, str]:
+    pairs = [line.partition("==") for line in lines if "==" in line]
+    return {name: version for name, _, version in pairs} | {"Python": lines[0].removeprefix("# Python ")}
 
 
 def _git(folder: Path) -> tuple[dict[str, Any], bytes]:

@@ -68,7 +68,7 @@ cd demo
 rm -rf data runs/demo map.tif map.png
 hpcdl preprocess landcover --images "${images[@]}" --labels "${labels[0]}" --chip-px 64 --train-stride-px 32 --out data
 hpcdl submit unet --data data --cluster local --ntasks-per-node 2 --name demo --wait \
-  --set width=16 --set depth=3 --set optimizer.lr=3e-3 --set "epochs=${EPOCHS:-25}" --set checkpoint_every=5
+  --set width=16 --set depth=3 --set optimizer.lr=3e-3 --set "epochs=${EPOCHS:-25}" --set checkpoint.epochs=5
 hpcdl predict demo --images "${images[@]}" --labels "${labels[0]}" --region test --out map.tif
 [[ -f map.png ]] || die "hpcdl predict ended well but left no demo/map.png"
 say "done in $((SECONDS - STARTED)) s; the map:"

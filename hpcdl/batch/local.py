@@ -23,7 +23,7 @@ from typing import Any
 
 from hpcdl.batch.states import JobInfo, Submission
 from hpcdl.errors import FailedError, UsageError
-from hpcdl.resources import parse_time, time_text
+from hpcdl.resources import Resources, time_text
 from hpcdl.rundir import RunDir
 from hpcdl.spec import JobSpec
 
@@ -31,6 +31,8 @@ GRACE_S = 30
 """Between SIGTERM, which lets a training save its state, and SIGKILL; as long as Slurm's KillWait."""
 
 PREFIX = "local-"
+
+END_VARIABLE = "HPCDL_END_TIME"
 
 
 class Local:
@@ -83,9 +85,20 @@ class Local:
         else:
             _signal_session(_session_of(run, job_id), signal.SIGTERM)
 
+    def may_be_active(self, run: RunDir, job_id: str) -> bool | None:
+        """Whether the job may still run, asked from any host; None when this one cannot tell."""
+        if _submitted(run, job_id).get("host") != socket.gethostname():
+            return None
+        return self._job(run, job_id).active
+
+    def end_time(self) -> float | None:
+        """When the walltime of the job that this process belongs to ends, in seconds since 1970."""
+        return float(os.environ[END_VARIABLE]) if END_VARIABLE in os.environ else None
+
     def _job(self, run: RunDir, job_id: str) -> JobInfo:
         submitted = _submitted(run, job_id)
-        began = float(submitted["time"])
+        running = [e for e in run.events() if e["event"] == "running" and e["job_id"] == job_id]
+        began = float(running[-1]["time"] if running else submitted["time"])
         ended = next((e for e in run.events() if e["event"] == "exited" and e["job_id"] == job_id), None)
         limit = run.spec().get("resources", {}).get("time", "")
         until = float(ended["time"]) if ended else time.time()
@@ -129,7 +142,8 @@ def _alive(event: dict[str, Any]) -> bool:
 
 def _session_of(run: RunDir, job_id: str) -> list[int]:
     """Live processes of a job, whose supervisor may be gone; they carry the job id in their environment."""
-    event = next((e for e in run.events() if e["event"] == "running" and e["job_id"] == job_id), None)
+    started = [e for e in run.events() if e["event"] == "running" and e["job_id"] == job_id]
+    event = started[-1] if started else None
     if event is None or event.get("host") != socket.gethostname():
         return []
     mark = f"HPCDL_JOB_ID={job_id}".encode()
@@ -155,21 +169,38 @@ def _clock(seconds: float) -> str:
 
 
 def supervise(run: RunDir, job_id: str) -> int:
-    """Run the script to its end, its time limit or a SIGTERM; write the `exited` event; give the job's exit code."""
+    """Run the script, again as often as it asks to be requeued; write the `exited` event; give the job's exit code."""
     asked: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
     signal.signal(signal.SIGTERM, remember)
-    limit_s = parse_time(run.spec()["resources"]["time"]) * 60
+    spec, restart = run.spec(), 0
+    while True:
+        state, code = _run_once(run, job_id, spec, restart, asked)
+        if state or asked or code == 0 or _requeues(run, job_id) <= restart:
+            break
+        restart += 1
+    run.record("exited", job_id, state=state or ("COMPLETED" if code == 0 else "FAILED"), exit_code=code)
+    return code
+
+
+def _run_once(run: RunDir, job_id: str, spec: dict[str, Any], restart: int, asked: list[int]) -> tuple[str, int]:
+    """One start of the script, to its end, its time limit or a SIGTERM: the state it was brought to, if any, and its code."""
+    resources = Resources(**spec["resources"])
+    limit_s = resources.time_min * 60
+    environment = {
+        **os.environ, "HPCDL_JOB_ID": job_id, "HPCDL_RESTART_COUNT": str(restart), END_VARIABLE: str(time.time() + limit_s)
+    }  # fmt: skip
     with run.log(job_id).open("ab") as log:
         job = subprocess.Popen(
             ["bash", str(run.script)], cwd=run.path, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "HPCDL_JOB_ID": job_id}, start_new_session=True,
+            env=environment, start_new_session=True,
         )  # fmt: skip
-    run.record("running", job_id, session=job.pid, host=socket.gethostname())
+    run.record("running", job_id, session=job.pid, host=socket.gethostname(), restart=restart)
     deadline = time.monotonic() + limit_s
+    warning: float | None = deadline - resources.lead_s if spec["kind"] == "train" else None
     state = ""
     while job.poll() is None:
         if not state and asked:
@@ -177,13 +208,19 @@ def supervise(run: RunDir, job_id: str) -> int:
         elif not state and time.monotonic() > deadline:
             state = "TIMEOUT"
         else:
+            if warning is not None and time.monotonic() > warning:
+                _signal_session([job.pid], signal.SIGUSR1)
+                warning = None
             time.sleep(0.1)
             continue
         _end_session(job)
     code = job.returncode if job.returncode >= 0 else 128 - job.returncode
     _signal_session(_session(job.pid), signal.SIGKILL)  # a rank that outlived the script
-    run.record("exited", job_id, state=state or ("COMPLETED" if code == 0 else "FAILED"), exit_code=code)
-    return code
+    return state, code
+
+
+def _requeues(run: RunDir, job_id: str) -> int:
+    return sum(event["event"] == "requeued" and event["job_id"] == job_id for event in run.events())
 
 
 def _end_session(job: subprocess.Popen[bytes]) -> None:

@@ -27,12 +27,13 @@ def check_not_active(run: RunDir) -> None:
         )
 
 
-def check_data(spec: JobSpec, job_file: Path, remember: bool = True) -> JobSpec:
+def check_data(spec: JobSpec, job_file: Path, remember: bool = True, accept_changed: bool = False) -> JobSpec:
     """Check the data set of a training spec; gives the spec with the set's digest in it.
 
     Args:
         spec: a training spec with a data set.
         job_file: the job's code, which says what it needs of a data set.
+        accept_changed: whether a run that goes on may do so on another data set than it began with.
         remember: whether to note good shards beside the manifest, where that folder can be written.
 
     Raises:
@@ -41,10 +42,10 @@ def check_data(spec: JobSpec, job_file: Path, remember: bool = True) -> JobSpec:
     """
     entry: dict[str, Any] = dict(spec.request["data"])
     manifest = load_manifest(Path(entry["path"]))
-    if entry.get("digest") not in (None, manifest.digest):
+    if entry.get("digest") not in (None, manifest.digest) and not accept_changed:
         raise UsageError(
             f"{manifest.folder}: is not the data set that run {spec.name} began with (digest {manifest.digest[:12]}, "
-            f"then {entry['digest'][:12]}); start a new run"
+            f"then {entry['digest'][:12]}); start a new run, or go on all the same with --accept-data"
         )
     _check_fields(job_file, manifest)
     _check_batches(spec, manifest)

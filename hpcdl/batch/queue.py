@@ -77,6 +77,37 @@ def cancel_run(run: RunDir) -> str | None:
     return job_id
 
 
+def may_be_active(run: RunDir, job_id: str) -> bool | None:
+    """Whether a job of this run may still be running, as far as can be told from here; None when it cannot."""
+    try:
+        if job_id.startswith(PREFIX):
+            return Local().may_be_active(run, job_id)
+        info = Slurm().jobs([(job_id, time.time())])[job_id] if job_id.isdigit() else None
+    except HpcdlError:
+        return None
+    return None if info is None or info.source == "none" else info.active
+
+
+def end_time(job_id: str) -> float | None:
+    """When a running job's walltime ends, in seconds since 1970, asked from within the job; None when that cannot be told."""
+    if job_id.startswith(PREFIX):
+        return Local().end_time()
+    try:
+        return Slurm().end_time(job_id) if job_id.isdigit() else None
+    except HpcdlError:
+        return None
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back in the queue, from within the job.
+
+    Raises:
+        HpcdlError: Slurm refuses.
+    """
+    if not job_id.startswith(PREFIX):  # the local supervisor reads the event that the attempt has written
+        Slurm().requeue(job_id)
+
+
 def patient_state(run: RunDir) -> JobInfo | None:
     """`job_state`, asked again for some minutes when the scheduler does not answer: controllers restart, jobs run on.
 

@@ -31,6 +31,7 @@ def render(spec: JobSpec) -> str:
     )
     environment.filters["q"] = shlex.quote
     resources = spec.resources
+    python = [spec.python, "-P", "-m"]
     text = environment.get_template(template.name).render(
         version=__version__,
         template=template.name,
@@ -38,7 +39,8 @@ def render(spec: JobSpec) -> str:
         cluster=spec.cluster,
         resources=resources,
         directives=directives(spec),
-        launch=shlex.join([*spec.cluster.launch_words(resources), spec.python, "-P", "-m"]),
+        launch=shlex.join([*spec.cluster.launch_words(resources), *python]),
+        python=shlex.join(python),
         bin=Path(spec.python).parent,
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -69,7 +71,8 @@ def directives(spec: JobSpec) -> list[str]:
         ("dependency", wanted.dependency),
         ("mail_type", wanted.mail_type),
         ("mail_user", wanted.mail_user),
-        ("signal", wanted.signal),
+        # B: to the batch shell alone, which hands it on to the ranks by way of the run folder.
+        ("signal", f"B:USR1@{wanted.lead_s}" if spec.kind == "train" else wanted.signal),
     ]
     omitted = set(spec.cluster.omit)
     texts = [

@@ -1,4 +1,4 @@
-"""The Slurm client: the one caller of sbatch, squeue, sacct, scancel. Explicit formats, batched ids, time-outs on every call."""
+"""The Slurm client: the one caller of its commands. Explicit formats, batched ids, time-outs on every call."""
 
 from __future__ import annotations
 
@@ -80,6 +80,18 @@ class Slurm:
     def cancel(self, job_id: str) -> None:
         """Ask Slurm to end a job; ending one that has ended is no error."""
         _call(["scancel", job_id])
+
+    def end_time(self, job_id: str) -> float | None:
+        """When a running job's walltime ends, in seconds since 1970."""
+        text = _call(["squeue", "--noheader", "--jobs=" + job_id, "--format=%e"]).strip()
+        try:
+            return datetime.datetime.fromisoformat(text).timestamp()
+        except ValueError:
+            return None
+
+    def requeue(self, job_id: str) -> None:
+        """Put a running job back in the queue: Slurm ends it and starts it again, with the same id."""
+        _call(["scontrol", "requeue", job_id])
 
     def _queue(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
         if not job_ids:

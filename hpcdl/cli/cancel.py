@@ -1,4 +1,4 @@
-"""Cancel a run's job. Its folder, logs and checkpoints stay; `hpcdl submit --resume RUN` goes on from there.
+"""Cancel a run's job. Its folder, logs and checkpoints stay; `hpcdl resume RUN` goes on from there.
 
 Example: hpcdl cancel zion-unet
 """

@@ -1,4 +1,4 @@
-"""Print a run's log; with -f follow it until the job ends. Ctrl-C stops the following, never the job.
+"""Print a run's log, all its jobs' as one; with -f follow it until the job ends. Ctrl-C stops the following, never the job.
 
 Example: hpcdl logs zion-unet -f
 """
@@ -30,20 +30,25 @@ def logs(
     runs: Runs = None,
     json_: Json = False,
 ) -> None:
-    """Find the newest job's log, print it."""
+    """Find the logs, print them as one."""
     found = find_run(run, runs_folder(runs))
     job_ids = found.job_ids()
-    # A job id names its own log; a run's name means its newest job.
-    job_id = run if run in job_ids else job_ids[-1] if job_ids else ""
-    path = found.log(job_id)
+    # A job id names its own log; a run's name means those of all its jobs, as one stream.
+    chosen = [run] if run in job_ids else job_ids
+    paths = [path for path in map(found.log, chosen) if path.is_file()]
+    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
     if json_:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        print_json({"run": found.name, "job_id": job_id, "file": str(path), "lines": text.splitlines()[-lines:]})
+        files = [str(path) for path in paths]
+        job_id = chosen[-1] if chosen else ""
+        print_json({"run": found.name, "job_id": job_id, "files": files, "lines": text.splitlines()[-lines:]})
         return
+    newest = found.log(chosen[-1]) if chosen else found.log("")
     if follow:
-        follow_log(found, path, lines, sys.stdout)
+        earlier = "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths if path != newest)
+        if not lines:
+            sys.stdout.write(earlier)
+        follow_log(found, newest, lines, sys.stdout)
         return
-    if not path.is_file():
-        raise FailedError(f"{path}: no log yet: the job has not started (`hpcdl status {found.name}` says why)")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    if not paths:
+        raise FailedError(f"{newest}: no log yet: the job has not started (`hpcdl status {found.name}` says why)")
     sys.stdout.write(text if not lines else "".join(text.splitlines(keepends=True)[-lines:]))

@@ -30,9 +30,8 @@ from hpcdl.cli._options import (
     with_resources,
 )
 from hpcdl.errors import UsageError
-from hpcdl.newrun import make_run, new_run, resume_spec, rewrite_run
-from hpcdl.options import Options, choose_comm, resolve_options, runs_folder, sbatch_arguments
-from hpcdl.rundir import find_run
+from hpcdl.newrun import make_run, new_run
+from hpcdl.options import Options, choose_comm, resolve_options, sbatch_arguments
 from hpcdl.spec import JobSpec
 
 
@@ -52,9 +51,6 @@ def submit(
     name: Name = None,
     cluster: ClusterName = None,
     comm: Annotated[str | None, typer.Option("--comm", help="auto | horovod | torch | single")] = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on from this run's checkpoint.")
-    ] = None,
     runs: Runs = None,
     sbatch: Sbatch = None,
     dry_run: DryRun = False,
@@ -66,23 +62,16 @@ def submit(
     warn_environment()
     flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
     settings, words = parse_settings(set_), sbatch_arguments(sbatch)
-    if resume is not None:
-        if architecture or data or name:
-            raise UsageError("--resume goes on with a run as it is: leave out the architecture, --data and --name")
-        former = find_run(resume, runs_folder(runs))
-        spec = resume_spec(former, flags, settings, words)
-        job_file = former.code / spec.request["job"]
-    else:
-        former, options = None, resolve_options(flags)
-        warn_omitted(options.cluster, resources)
-        spec, job_file = _new_spec(architecture, data, name, settings, words, options)
+    options = resolve_options(flags)
+    warn_omitted(options.cluster, resources)
+    spec, job_file = _new_spec(architecture, data, name, settings, words, options)
     if dry_run and spec.request["data"] is None:
         print(render(spec), end="")
         return
     if spec.request["data"] is None:
         raise UsageError(f"--data is missing: which data set shall {architecture} be trained on?")
     # What follows is not needed to show a script, and takes as long to import as all the rest.
-    from hpcdl.batch.preflight import check_data, check_not_active
+    from hpcdl.batch.preflight import check_data
     from hpcdl.batch.queue import check_scheduler, submit_run
     from hpcdl.cli._follow import submitted
 
@@ -91,14 +80,8 @@ def submit(
         print(render(spec), end="")
         return
     check_scheduler(spec)
-    if former is not None:
-        with former.submitting():
-            check_not_active(former)
-            run, undo = rewrite_run(former, spec, render(spec))
-            job_id = submit_run(spec, run, undo)
-    else:
-        spec, run, undo = make_run(spec, render, named=name is not None, job_file=job_file)
-        job_id = submit_run(spec, run, undo)
+    spec, run, undo = make_run(spec, render, named=name is not None, job_file=job_file)
+    job_id = submit_run(spec, run, undo)
     submitted(run, job_id, spec.cluster.name, wait, json_)
 
 

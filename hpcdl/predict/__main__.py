@@ -57,8 +57,10 @@ def _open(path: Path, ranks: Ranks) -> Job | int:
             code = _explain(error)
     if code := ranks.from_first(code):
         return int(code)
+    # Rank 0 has verified it; a run that still trains may have a newer one by now.
+    chosen = ranks.from_first(job and job.trained.checkpoint)
     if job is None:
-        return open_job(read_request(path), owner)
+        return open_job(read_request(path), owner, chosen)
     for warning in job.inputs.warnings:
         print(f"hpcdl: warning: {warning}", file=sys.stderr)
     return job

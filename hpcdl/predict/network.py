@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a prediction has to know of a run: its specification, its data set's manifest and its newest checkpoint."""
+    """What a prediction has to know of a run: its specification, its data set's manifest and one checkpoint."""
 
     run: RunDir
     spec: Mapping[str, Any]
@@ -52,23 +53,22 @@ class TrainedRun:
         return max(int(size) for size in self.manifest.fields["image"]["shape"][1:])
 
 
-def open_run(folder: Path) -> TrainedRun:
+def open_run(folder: Path, wanted: str = "last", chosen: Path | None = None) -> TrainedRun:
     """A run that can predict maps.
 
+    Args:
+        wanted: which checkpoint: last, best or the number of a step.
+        chosen: the checkpoint, when another rank has chosen and verified it.
+
     Raises:
-        UsageError: no run, not a training run, no checkpoint yet, or a data set without image classes.
+        UsageError: no run, not a training run, no such checkpoint, or a data set without image classes.
+        FailedError: the checkpoint that is wanted is damaged.
     """
     run = RunDir(folder)
     spec = run.spec()
     if spec["kind"] != "train":
         raise UsageError(f"{run.name}: is a {spec['kind']} run; predict needs a training run, one with checkpoints")
-    found = checkpoint.newest(run.checkpoints)
-    if found is None:
-        ids = run.job_ids()
-        job = f"its job is {ids[-1]}" if ids else "it was never submitted"
-        raise UsageError(
-            f"{run.name}: has no checkpoint yet: {job}; wait for it (hpcdl status {run.name}) or submit it again"
-        )
+    found = chosen or choose_checkpoint(run, wanted)
     # The run's own copy of the manifest comes first: a run outlives its data set.
     manifest = (
         read_manifest(run.data_file) if run.data_file.is_file() else load_manifest(Path(str(spec["data"]["path"])))
@@ -81,6 +81,41 @@ def open_run(folder: Path) -> TrainedRun:
             "and classes, such as `hpcdl preprocess landcover` makes"
         )
     return TrainedRun(run, spec, manifest, found)
+
+
+def choose_checkpoint(run: RunDir, wanted: str) -> Path:
+    """The checkpoint that is meant, its digests verified. For `last`, damaged ones are told on stderr and passed over.
+
+    Raises:
+        UsageError: there is none, or `wanted` means nothing.
+        FailedError: it is damaged.
+    """
+    folder, step = run.checkpoints, wanted.removeprefix("step-")
+    if wanted not in ("last", "best") and not (step.isascii() and step.isdecimal()):
+        raise UsageError(f"checkpoint {wanted!r} is not allowed; expected last, best or the number of a step")
+    present = checkpoint.checkpoints(folder)
+    if not present:
+        ids = run.job_ids()
+        job = f"its job is {ids[-1]}" if ids else "it was never submitted"
+        raise UsageError(
+            f"{run.name}: has no checkpoint yet: {job}; wait for it (hpcdl status {run.name}) or submit it again"
+        )
+    if wanted == "last":
+        newest = checkpoint.newest_good(folder, lambda line: print(f"hpcdl: warning: {line}", file=sys.stderr))
+        if newest is None:
+            raise FailedError(f"{run.name}: all its checkpoints are damaged; submit it again")
+        return newest
+    if wanted == "best":
+        found = checkpoint.pointed(folder, checkpoint.BEST)
+        if found is None:
+            raise UsageError(f"{run.name}: has no best checkpoint, as none was validated; leave --checkpoint out")
+    else:
+        found = folder / checkpoint.name_of(int(step))
+        if found not in present:
+            steps = ", ".join(str(checkpoint.step_of(path)) for path in present)
+            raise UsageError(f"{run.name}: has no checkpoint of step {int(step)}; it has those of steps {steps}")
+    checkpoint.verify(found)
+    return found
 
 
 class Network:

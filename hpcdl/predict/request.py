@@ -70,11 +70,11 @@ def read_request(path: Path) -> Request:
         raise UsageError(f"{path}: not a request for prediction: {error}") from None
 
 
-def open_job(request: Request, owner: str) -> Job:
-    """Check a request and open its files; `owner` as in Job.
+def open_job(request: Request, owner: str, chosen: Path | None = None) -> Job:
+    """Check a request and open its files; `owner` as in Job, `chosen` as in open_run.
 
     Raises:
-        FailedError: nobody may look into the folder of `out`.
+        FailedError: nobody may look into the folder of `out`, or the checkpoint is damaged.
         UsageError: a setting, the run, an image or the labels are not usable; or `out` is not a .tif in a folder.
     """
     known = setting_files.read_settings(Path(__file__).with_name("settings.py"))
@@ -94,7 +94,7 @@ def open_job(request: Request, owner: str) -> Job:
         raise FailedError(f"{out.parent}: cannot be written: {error.strerror}; give another place with --out") from None
     if is_folder:
         raise UsageError(f"{request.out}: is a folder; give a file name, such as {out / 'map.tif'}")
-    trained = open_run(Path(request.run))
+    trained = open_run(Path(request.run), settings.checkpoint, chosen)
     inputs = open_inputs(settings, trained)
     sources = {*inputs.scenes.paths, *([inputs.labels.path] if inputs.labels else [])}
     if out in sources:

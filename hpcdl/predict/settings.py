@@ -14,6 +14,8 @@ class Settings:
 
     images: tuple[str, ...]
     """Image files or globs, in the band order of the run's data set; files on one grid are stacked as bands"""
+    checkpoint: str = "last"
+    """State of the run to predict with: last (the newest), best (of the validations), or the number of a step"""
     labels: str | None = None
     """Raster of class codes to score the map against"""
     grid: Literal["auto", "image"] = "auto"

@@ -58,7 +58,7 @@ def describe(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
             "architecture": spec.get("architecture"),
             "cluster": spec["cluster"],
             "num_tasks": spec["resources"]["nodes"] * spec["resources"]["ntasks_per_node"],
-            "attempts": len([event for event in run.events() if event["event"] == "submitted"]),
+            "attempts": _attempts(run),
             "state": base_name(info.state) if info else "UNKNOWN" if run.job_ids() else "NOT_SUBMITTED",
             "job": info.to_json() if info else None,
         }
@@ -66,6 +66,14 @@ def describe(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
             row["progress"] = vars(far)
         rows.append(row)
     return rows
+
+
+def _attempts(run: RunDir) -> int:
+    """How often it was started; a job that waits for its first start counts as one, and so does each job that has no attempts."""
+    events = run.events()
+    began = [event["job_id"] for event in events if event["event"] == "began"]
+    jobs = {event["job_id"] for event in events if event["event"] == "submitted"}
+    return len(began) + len(jobs - set(began))
 
 
 def _states(runs: Sequence[RunDir]) -> dict[Path, JobInfo | None]:
@@ -86,13 +94,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False)
-    for heading in ("run", "job", "state", "nodes", "elapsed / limit", "progress"):
+    for heading in ("run", "job", "state", "attempts", "nodes", "elapsed / limit", "progress"):
         grid.add_column(heading, overflow="fold")
     for row in rows:
         job, far = row["job"] or {}, Far(**row["progress"]) if "progress" in row else Far()
         state = row["state"] + (f" ({job['reason']})" if job.get("reason") and job.get("active") else "")
         times = f"{job.get('elapsed', '')} / {job.get('time_limit', '')}" if job else ""
-        grid.add_row(row["run"], job.get("job_id", ""), state, job.get("nodes", ""), times, far.text())
+        cells = (state, str(row["attempts"]), job.get("nodes", ""), times, far.text())
+        grid.add_row(row["run"], job.get("job_id", ""), *cells)
     buffer = io.StringIO()
     screen = Console()
     width = screen.width if screen.is_terminal else 200

@@ -1,4 +1,4 @@
-"""`python -m hpcdl.train RUN`: one rank of a training job, started by the job script's launcher."""
+"""`python -m hpcdl.train RUN`: the training of one rank, started by the agent that watches it (or by hand)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from hpcdl.attempts import CONTINUE_ME
 from hpcdl.errors import FailedError, HpcdlError
+from hpcdl.lock import still_ours
+from hpcdl.pulse import VARIABLE, own_pulse
+from hpcdl.ranks import own_rank
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_needs
 from hpcdl.shards.manifest import load_manifest
 from hpcdl.snapshot import digest
-from hpcdl.train.communicator import Communicator, open_communicator
-from hpcdl.train.interrupt import CONTINUE_ME
+from hpcdl.train.communicator import Communicator, PeerLostError, open_communicator
+from hpcdl.train.guards import AgreedError
 from hpcdl.train.job import DataInfo, load_job
 from hpcdl.train.loop import Trainer
 from hpcdl.train.settings import TrainSettings
 
+LAST_WRITE_S = 10.0
+"""A checkpoint that is being written when the training fails may be finished for so long: it is work that is not lost."""
 
-def main(run: RunDir) -> int:
+
+def main(run: RunDir, began: float) -> int:
     """Train as run.yaml says; the exit code."""
-    began = time.time()
     spec = run.spec()
     resources = spec["resources"]
     torch.set_num_threads(resources["cpus_per_task"])
@@ -39,38 +46,65 @@ def main(run: RunDir) -> int:
     if manifest.digest != spec["data"]["digest"]:
         raise FailedError(f"{manifest.folder}: is not the data set that was submitted (its digest changed)")
     job = load_job(job_file, spec["settings"], DataInfo.of(manifest))
-    trainer = Trainer(run, job, manifest, build(TrainSettings, spec["settings"]), comm, read_needs(job_file))
-    job_id = os.environ.get("HPCDL_JOB_ID", "by-hand")
+    attempt, job_id = os.environ.get("HPCDL_ATTEMPT"), os.environ.get("HPCDL_JOB_ID", "by-hand")
+
+    def permit() -> None:
+        if attempt is not None and not still_ours(run, attempt):
+            raise FailedError(f"{run.name}: another job has taken this run over; this one writes no more checkpoints")
+
+    trainer = Trainer(
+        run, job, manifest, build(TrainSettings, spec["settings"]), comm, read_needs(job_file),
+        permit=permit, stop_at=spec.get("stop_at", 0), began=began,
+    )  # fmt: skip
     if comm.rank == 0:
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        run.record("started", job_id, restart=restart, ranks=comm.size, comm=spec["comm"], host=socket.gethostname())
         _introduce(trainer, comm, spec["comm"])
+    try:
+        return _train(run, trainer, spec, attempt, job_id, began)
+    except BaseException:
+        trainer.saver.give_up(LAST_WRITE_S)
+        raise
+
+
+def _train(run: RunDir, trainer: Trainer, spec: dict[str, Any], attempt: str | None, job_id: str, began: float) -> int:
+    comm, step = trainer.comm, trainer.resume()
+    if comm.rank == 0:
+        run.record(
+            "started", job_id, attempt=attempt, step=step, ranks=comm.size, comm=spec["comm"], host=socket.gethostname()
+        )
     done = trainer.train()
     if comm.rank == 0:
         why = "done" if done else "asked to stop"
-        run.record("ended", job_id, step=trainer.at.step, why=why, seconds=round(time.time() - began, 1))
+        seconds = round(time.time() - began, 1)
+        run.record("ended", job_id, attempt=attempt, step=trainer.state.at.step, why=why, seconds=seconds)
     return 0 if done else CONTINUE_ME
 
 
 def _introduce(trainer: Trainer, comm: Communicator, name: str) -> None:
-    numbers = {key: sum(p.numel() for p in network.parameters()) for key, network in trainer.networks.items()}
-    networks = ", ".join(f"{key} with {number:,} parameters" for key, number in numbers.items())
-    print(f"{networks}; {comm.size} ranks ({name}) on {trainer.device.type}; {trainer.num_steps} steps", flush=True)
+    networks = trainer.state.networks
+    numbers = {key: sum(p.numel() for p in network.parameters()) for key, network in networks.items()}
+    told = ", ".join(f"{key} with {number:,} parameters" for key, number in numbers.items())
+    print(f"{told}; {comm.size} ranks ({name}) on {trainer.state.device.type}; {trainer.num_steps} steps", flush=True)
 
 
-def _end(code: int) -> None:
-    # A rank that failed must not wait for the others in MPI_Finalize or Horovod's shutdown: they wait for it.
+def _fail(error: BaseException) -> None:
+    """Tell the agent, or the log where there is none, and end without waiting for anybody."""
+    # Errors that all ranks found together are told by rank 0; what talking to a lost rank raised, only for want of better.
+    own_rank_tells = not isinstance(error, PeerLostError) and not (isinstance(error, AgreedError) and own_rank() != 0)
+    line = str(error) if isinstance(error, HpcdlError) else f"{type(error).__name__}: {error}".strip()
+    text = "" if isinstance(error, HpcdlError) else "".join(traceback.format_exception(error))
+    if VARIABLE in os.environ:
+        own_pulse().fail("own" if own_rank_tells else "peer", line, text)
+    else:
+        print(f"{text}hpcdl: {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    # A rank that failed must not wait for the others in MPI_Finalize or Horovod's shutdown: they wait for it.
+    os._exit(error.exit_code if isinstance(error, HpcdlError) else 1)
 
 
 if __name__ == "__main__":
+    _began = time.time()
     try:
-        sys.exit(main(RunDir(Path(sys.argv[1]))))
-    except HpcdlError as error:
-        print(f"hpcdl: {error}", file=sys.stderr)
-        _end(error.exit_code)
-    except Exception:
-        print(f"rank failed on {socket.gethostname()}:\n{traceback.format_exc()}", file=sys.stderr)
-        _end(1)
+        sys.exit(main(RunDir(Path(sys.argv[1])), _began))
+    except Exception as _error:
+        _fail(_error)

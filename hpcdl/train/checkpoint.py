@@ -1,116 +1,281 @@
-"""Checkpoints: a folder a step, made under a temporary name and committed by renaming; LAST names the newest.
+"""Checkpoints on disk: a folder a step, made under a temporary name, synced, and committed by renaming it.
 
 checkpoints/
-  step-00001200/state.pt       networks, averaged networks, optimizers, position (written by rank 0)
-  step-00001200/rank-00000.pt  random states of one rank
-  LAST                         the name of the newest folder
+  step-00001200/state.pt      networks, averaged networks, optimizers, position, best so far
+  step-00001200/ranks.pt      what each rank has for itself: random states, batch-norm statistics, half a line of metrics
+  step-00001200/digests.json  sha256 and size of both, written last
+  LAST, BEST                  names of the newest folder and of the best one
+
+A folder is trusted only when its digests hold. One that does not is set aside as damaged-step-…, and the next newest
+serves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import io
+import json
 import os
-import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 
 from hpcdl.errors import FailedError
-from hpcdl.train.communicator import Communicator
 
-POINTER = "LAST"
+LAST, BEST = "LAST", "BEST"
+STATE, RANKS, DIGESTS = "state.pt", "ranks.pt", "digests.json"
 
 
-def save(folder: Path, step: int, state: Mapping[str, Any], comm: Communicator, keep: int) -> Path:
-    """Write a checkpoint on all ranks together and commit it; then only the newest `keep` are left.
+class DamagedError(FailedError):
+    """A checkpoint's files are not what was written."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `last`, every one at a multiple of `every` steps (0: none), and the best."""
+
+    last: int
+    every: int
+
+
+def name_of(step: int) -> str:
+    """The folder's name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def write(folder: Path, step: int, state: Mapping[str, Any], ranks: Sequence[bytes], permit: Callable[[], None]) -> int:
+    """Write and commit the checkpoint of one step; afterwards it is there whole, or as if nothing had been tried.
 
     Args:
-        state: what state.pt holds; read on rank 0 only.
+        state: what state.pt holds, on the CPU.
+        ranks: by rank, what `to_bytes` made of its own state.
+        permit: called just before the commit; raises when this process must not write here any more.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: it could not be written (disk full, quota); the former checkpoints are intact.
     """
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    if comm.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    comm.barrier()
-    _write(temporary / f"rank-{comm.rank:05d}.pt", _random_state())
-    if comm.rank == 0:
-        _write(temporary / "state.pt", dict(state))
-    comm.barrier()
-    if comm.rank == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        _sync(temporary)
-        temporary.rename(final)
-        pointer = folder / f".{POINTER}.tmp"
-        pointer.write_text(final.name + "\n", encoding="utf-8")
-        pointer.replace(folder / POINTER)
-        _sync(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    comm.barrier()
-    return final
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint that LAST names, else the newest complete folder, else None."""
+    temporary = folder / f".{name_of(step)}.tmp"
+    final = folder / name_of(step)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        named = folder / (folder / POINTER).read_text(encoding="utf-8").strip()
+        temporary.mkdir(parents=True)
+        digests = {
+            STATE: _write(temporary / STATE, dict(state)),
+            RANKS: _write(temporary / RANKS, [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in ranks]),
+        }
+        _put(temporary / DIGESTS, json.dumps(digests).encode())
+        _sync(temporary)
+        pointer = _draft(folder, LAST, step)  # all that takes room comes before the commit
+        permit()
+        if final.exists():  # a validation made the same step worth keeping, or a damaged one could not be moved
+            _discard(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / f".{LAST}.tmp").unlink(missing_ok=True)
+        raise
+    pointer.replace(folder / LAST)
+    _sync(folder)
+    return sum(entry["num_bytes"] for entry in digests.values())
+
+
+def point(folder: Path, pointer: str, step: int) -> None:
+    """Let LAST or BEST name the checkpoint of a step."""
+    _draft(folder, pointer, step).replace(folder / pointer)
+    _sync(folder)
+
+
+def pointed(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that LAST or BEST names, if it is there."""
+    try:
+        found = folder / (folder / pointer).read_text(encoding="utf-8").strip()
     except OSError:
-        named = folder
-    if named != folder and (named / "state.pt").is_file():
-        return named
-    found = [path for path in sorted(folder.glob("step-*")) if (path / "state.pt").is_file()]
-    return found[-1] if found else None
+        return None
+    return found if found.name.startswith("step-") and found.is_dir() else None
+
+
+def prune(folder: Path, retention: Retention) -> None:
+    """Delete what need not stay."""
+    best = pointed(folder, BEST)
+    for old in checkpoints(folder)[: -retention.last]:
+        if old != best and not (retention.every and step_of(old) % retention.every == 0):
+            with contextlib.suppress(OSError):
+                _discard(old)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed have left; only for one that has the folder to itself."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All committed checkpoints, oldest first; they may be damaged."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted((path for path in found if path.name == name_of(step_of(path))), key=step_of)
+
+
+def verify(checkpoint: Path) -> None:
+    """Raises DamagedError, with the reason, when a file is missing or is not what was written."""
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        entries = {name: (digests[name]["num_bytes"], digests[name]["sha256"]) for name in (STATE, RANKS)}
+    except FileNotFoundError:
+        raise DamagedError(f"{checkpoint}: {DIGESTS} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{checkpoint}: {DIGESTS} is not readable: {error}") from None
+    for name, (num_bytes, sha256) in entries.items():
+        try:
+            size = (checkpoint / name).stat().st_size
+            if size != num_bytes:
+                raise DamagedError(f"{checkpoint}: {name} has {size} bytes, {num_bytes} were written")
+            with (checkpoint / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DamagedError(f"{checkpoint}: {name}: {error.strerror}") from None
+        if found != sha256:
+            raise DamagedError(f"{checkpoint}: {name} is not what was written (its digest differs)")
+
+
+def newest_good(folder: Path, say: Callable[[str], None], set_aside: bool = False) -> Path | None:
+    """The newest checkpoint whose digests hold; None when there is none.
+
+    Args:
+        say: gets one line for each damaged one.
+        set_aside: whether to rename damaged ones, so that they are neither counted nor tried again.
+    """
+    for found in reversed(checkpoints(folder)):
+        try:
+            verify(found)
+        except DamagedError as error:
+            say(f"damaged checkpoint, falling back to an older one: {error}")
+            if set_aside:
+                with contextlib.suppress(OSError):
+                    _set_aside(found)
+            continue
+        return found
+    return None
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """state.pt of a checkpoint, on the CPU; nothing in it can run code.
+    """state.pt of a checkpoint, on the CPU, mapped into memory; nothing in it can run code.
 
     Raises:
-        FailedError: it is damaged.
+        DamagedError: it is not readable.
     """
+    with _reading(checkpoint / STATE) as path:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state
+
+
+def load_rank(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """What one rank had for itself; raises as `load` does."""
+    with _reading(checkpoint / RANKS) as path:
+        data = torch.load(path, map_location="cpu", weights_only=True)[rank].numpy().tobytes()
+        own: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return own
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values as bytes, for `write`."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of nested mappings and lists whose tensors are copies in host memory: what training goes on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value
+
+
+class _Hashing:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self.num_bytes += len(view)
+        while view:  # a raw file may take less than all, and says so only by its result
+            taken = self.file.write(view)
+            if not taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            view = view[taken:]
+        return len(data)
+
+    def flush(self) -> None:
+        return
+
+
+def _write(path: Path, content: object) -> dict[str, Any]:
+    with path.open("wb", buffering=0) as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save(content, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            # torch's zip writer turns what the file raised into its own error while it closes.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        os.fsync(file.fileno())
+    return {"sha256": hashing.sha256.hexdigest(), "num_bytes": hashing.num_bytes}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Path]:
     try:
-        state: dict[str, Any] = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        yield path
     except Exception as error:  # torch.load raises what its unpickler and zip reader happen to raise
-        raise FailedError(f"{checkpoint / 'state.pt'}: not readable as a checkpoint: {error}") from None
-    return state
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{path}: not readable as a checkpoint: {reason}") from None
 
 
-def restore_random_state(checkpoint: Path, rank: int) -> bool:
-    """Set this rank's random states to those of the checkpoint; False when it was made without this rank."""
-    path = checkpoint / f"rank-{rank:05d}.pt"
-    if not path.is_file():
-        return False
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    version, values, gauss = state["python"]
-    random.setstate((version, tuple(values), gauss))
-    return True
+def _draft(folder: Path, pointer: str, step: int) -> Path:
+    draft = folder / f".{pointer}.tmp"
+    try:
+        _put(draft, (name_of(step) + "\n").encode())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
 
 
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
-    version, values, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [kind, keys.tolist(), *rest],
-        "python": [version, list(values), gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that is killed over it leaves no half of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _write(path: Path, content: object) -> None:
+def _put(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
-        torch.save(content, file)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -121,3 +286,9 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    checkpoint.rename(target)

@@ -5,36 +5,17 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from hpcdl.errors import FailedError, UsageError
-from hpcdl.train.buckets import GradientBuckets
-
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "RANK")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", "WORLD_SIZE")
-LOCAL_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "LOCAL_RANK")
+from hpcdl.ranks import own_local_rank, own_rank, own_size
+from hpcdl.train.buckets import GradientBuckets, fill_gradients
 
 
-class Reducer(ABC):
-    """Sums one network's gradients over the ranks while backward runs, then lets its optimizer step.
-
-    Attributes:
-        optimizer: the one that steps and holds the state; Horovod's is another object than the one it was made from.
-    """
-
-    optimizer: Optimizer
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Wait until every gradient holds the sum over all ranks."""
-
-    @abstractmethod
-    def step(self) -> None:
-        """One step of the optimizer on the gradients as they are now."""
+class PeerLostError(FailedError):
+    """Talking to the other ranks failed: one of them is gone, and that one knows why."""
 
 
 class Communicator(ABC):
@@ -44,13 +25,25 @@ class Communicator(ABC):
     size = 1
     local_rank = 0
 
-    @abstractmethod
-    def reducer(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> Reducer:
-        """A reducer of one network's gradients, each summed after `accumulate` backward passes."""
+    def reducer(self, network: nn.Module, name: str, accumulate: int, fp16: bool) -> Callable[[], None]:
+        """Sum the network's gradients over the ranks, from now on, while backward runs.
+
+        Args:
+            accumulate: backward passes after which a gradient is complete.
+            fp16: whether gradients travel in half precision.
+
+        Returns:
+            What waits until every gradient holds the sum over all ranks.
+        """
+        return GradientBuckets(network, f"gradient.{name}", accumulate, fp16, self.sum_async).finish
 
     @abstractmethod
     def sum_async(self, tensor: torch.Tensor, name: str) -> Callable[[], torch.Tensor]:
-        """Begin to sum a tensor over the ranks; the call that is returned waits for the result."""
+        """Begin to sum a tensor over the ranks, perhaps in place; the call that is returned waits for the result.
+
+        Raises:
+            PeerLostError: another rank is gone (also from the call that is returned).
+        """
 
     def sum(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """The sum of a tensor over the ranks."""
@@ -60,37 +53,40 @@ class Communicator(ABC):
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite the tensors with those of rank 0."""
 
-    def average(self, tensors: Iterable[torch.Tensor], name: str) -> None:
-        """Overwrite floating-point tensors with their mean over the ranks (batch-norm statistics)."""
-        some = [tensor for tensor in tensors if tensor.is_floating_point()]
-        if self.size == 1 or not some:
-            return
-        flat = torch.cat([tensor.reshape(-1) for tensor in some])
-        mean = self.sum(flat, name) / self.size
-        for tensor, part in zip(some, torch.split(mean, [tensor.numel() for tensor in some]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+    def mean(self, tensors: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
+        """The mean over the ranks of each floating-point tensor; the others as they are. New tensors where ranks differ."""
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if self.size == 1 or not floats:
+            return list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in floats])
+        parts = iter(torch.split(self.sum(flat, name) / self.size, [tensor.numel() for tensor in floats]))
+        return [next(parts).view_as(tensor) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, on every rank; some kilobytes each, as a sum has to carry them all."""
+        if self.size == 1:
+            return [data]
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(data)
+        lengths = self.sum(lengths, "gather.lengths")
+        width = -(-int(lengths.max()) // 8) * 8
+        table = torch.zeros((self.size, width // 8), dtype=torch.int64)
+        padded = bytearray(data.ljust(width, b"\0"))
+        table[self.rank] = torch.frombuffer(padded, dtype=torch.int64)
+        rows = self.sum(table, "gather.table").numpy()
+        return [rows[rank].tobytes()[: int(length)] for rank, length in enumerate(lengths)]
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self.sum(torch.zeros(1), "barrier")
 
 
-class _PlainReducer(Reducer):
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def finish(self) -> None:
-        return
-
-    def step(self) -> None:
-        self.optimizer.step()
-
-
 class Single(Communicator):
     """One process."""
 
-    def reducer(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> Reducer:
-        return _PlainReducer(optimizer)
+    def reducer(self, network: nn.Module, name: str, accumulate: int, fp16: bool) -> Callable[[], None]:
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return lambda: fill_gradients(parameters)
 
     def sum_async(self, tensor: torch.Tensor, name: str) -> Callable[[], torch.Tensor]:
         return lambda: tensor
@@ -99,64 +95,42 @@ class Single(Communicator):
         return
 
 
-class _HorovodReducer(Reducer):
-    def __init__(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> None:
-        import horovod.torch as hvd
-
-        self.optimizer: Any = hvd.DistributedOptimizer(
-            optimizer,
-            named_parameters=network.named_parameters(),
-            op=hvd.Sum,
-            backward_passes_per_step=accumulate,
-            compression=hvd.Compression.fp16 if fp16 else hvd.Compression.none,
-        )
-
-    def finish(self) -> None:
-        self.optimizer.synchronize()
-
-    def step(self) -> None:
-        with self.optimizer.skip_synchronize():
-            self.optimizer.step()
-
-
 class Horovod(Communicator):
     """Horovod over the site's MPI (and NCCL where it was built in)."""
 
     def __init__(self) -> None:
+        # Buckets do the fusion, always the same; Horovod's own depends on timing, and so would the last bit of every sum.
+        os.environ.update(HOROVOD_FUSION_THRESHOLD="0", HOROVOD_AUTOTUNE="0")
         try:
             import horovod.torch as hvd
+            from horovod.common.exceptions import HorovodInternalError
         except ImportError as error:
             raise UsageError(
                 f"Horovod cannot be imported ({error}); run `make install` (docs/troubleshooting.md), or submit with "
                 "--comm torch"
             ) from None
         hvd.init()
-        self._hvd = hvd
+        self._hvd, self._error = hvd, HorovodInternalError
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
-    def reducer(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> Reducer:
-        return _HorovodReducer(optimizer, network, accumulate, fp16)
-
     def sum_async(self, tensor: torch.Tensor, name: str) -> Callable[[], torch.Tensor]:
-        handle = self._hvd.allreduce_async(tensor, name=name, op=self._hvd.Sum)
-        return lambda: self._hvd.synchronize(handle)
+        try:
+            handle = self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
+        except self._error as error:
+            raise PeerLostError(f"Horovod: {error}") from None
+        return lambda: self._wait(handle)
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         handles = [self._hvd.broadcast_async_(tensor, 0, name=f"broadcast.{n}") for n, tensor in enumerate(tensors)]
         for handle in handles:
-            self._hvd.synchronize(handle)
+            self._wait(handle)
 
-
-class _TorchReducer(Reducer):
-    def __init__(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> None:
-        self.optimizer = optimizer
-        self.buckets = GradientBuckets(network, accumulate, fp16)
-
-    def finish(self) -> None:
-        self.buckets.finish()
-
-    def step(self) -> None:
-        self.optimizer.step()
+    def _wait(self, handle: int) -> torch.Tensor:
+        try:
+            result: torch.Tensor = self._hvd.synchronize(handle)
+        except self._error as error:
+            raise PeerLostError(f"Horovod: {error}") from None
+        return result
 
 
 class TorchDistributed(Communicator):
@@ -166,23 +140,23 @@ class TorchDistributed(Communicator):
         import torch.distributed as dist
 
         self._dist = dist
-        self.rank, self.size = _from_environment(RANK_VARIABLES, 0), _from_environment(SIZE_VARIABLES, 1)
-        self.local_rank = _from_environment(LOCAL_VARIABLES, 0)
+        self.rank, self.size, self.local_rank = own_rank(), own_size(), own_local_rank()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method="env://", rank=self.rank, world_size=self.size)
 
-    def reducer(self, optimizer: Optimizer, network: nn.Module, accumulate: int, fp16: bool) -> Reducer:
-        return _TorchReducer(optimizer, network, accumulate, fp16)
-
     def sum_async(self, tensor: torch.Tensor, name: str) -> Callable[[], torch.Tensor]:
-        result = tensor.clone()
-        if torch.cuda.is_available():
-            result = result.cuda()
-        work = self._dist.all_reduce(result, async_op=True)
+        there = tensor.cuda() if torch.cuda.is_available() else tensor
+        try:
+            work = self._dist.all_reduce(there, async_op=True)
+        except RuntimeError as error:
+            raise PeerLostError(f"torch.distributed: {error}") from None
 
         def wait() -> torch.Tensor:
-            work.wait()
-            return result.to(tensor.device)
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise PeerLostError(f"torch.distributed: {error}") from None
+            return there.to(tensor.device)
 
         return wait
 
@@ -208,5 +182,7 @@ def open_communicator(name: str, num_tasks: int) -> Communicator:
     return comm
 
 
-def _from_environment(names: Iterable[str], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+def sum_plain(comm: Communicator, values: Iterable[float], name: str) -> list[float]:
+    """Sums over the ranks of plain numbers."""
+    total: list[float] = comm.sum(torch.tensor(list(values), dtype=torch.float64), name).tolist()
+    return total

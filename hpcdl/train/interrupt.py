@@ -7,9 +7,6 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
-CONTINUE_ME = 85
-"""Exit code of a training that was asked to stop, saved its state and can go on (sysexits has none for it; 85 is ERESTART)."""
-
 
 class StopFlag:
     """True once a stop signal has come."""

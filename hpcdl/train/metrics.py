@@ -5,36 +5,73 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hpcdl.rundir import RunDir, append_line
+from hpcdl.errors import FailedError
+from hpcdl.rundir import RunDir, append_line, read_lines, write_lines
 
 
 class MetricsWriter:
-    """Writes the lines of one attempt."""
+    """Writes the lines of one attempt.
 
-    def __init__(self, run: RunDir, active: bool) -> None:
-        self.run, self.active = run, active
-        self.board: Any = None
-        if active:
-            from torch.utils.tensorboard import SummaryWriter
+    Args:
+        goes_on: whether a line that cannot be written (disk full) is only warned of.
+    """
 
-            self.board = SummaryWriter(str(run.tensorboard))
+    def __init__(self, run: RunDir, active: bool, goes_on: bool = False) -> None:
+        self.run, self.active, self.goes_on = run, active, goes_on
+        self._board: Any = None
+        self._purge_step: int | None = None
 
-    def write(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; numbers among the values go to TensorBoard as `split/name`."""
+    def rewind(self, step: int, validated: bool) -> None:
+        """Forget what was written after `step`: an attempt that was killed went further than its last checkpoint.
+
+        Args:
+            validated: whether the validation of `step` itself stands.
+        """
         if not self.active:
             return
-        rounded = {name: _plain(value) for name, value in values.items()}
-        append_line(self.run.metrics_file, {"split": split, "step": step, **rounded})
+        lines = read_lines(self.run.metrics_file)
+        kept = [
+            line
+            for line in lines
+            if line["step"] < step or (line["step"] == step and (validated or line["split"] != "val"))
+        ]
+        if len(kept) < len(lines):
+            write_lines(self.run.metrics_file, kept)
+        self._purge_step = step + 1 if lines else None
+
+    def write(self, split: str, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; numbers among the values go to TensorBoard as `split/name`.
+
+        Raises:
+            FailedError: it could not be written.
+        """
+        if not self.active:
+            return
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for name, value in numbers.items():
-            self.board.add_scalar(f"{split}/{name}", value, step)
+        try:
+            append_line(
+                self.run.metrics_file, {"split": split, "step": step, **{k: _plain(v) for k, v in values.items()}}
+            )
+            for name, value in numbers.items():
+                self._events().add_scalar(f"{split}/{name}", value, step)
+        except OSError as error:
+            if not self.goes_on:
+                raise FailedError(f"{self.run.metrics_file}: cannot be written: {error.strerror or error}") from None
+            print(f"warning: metrics of step {step} could not be written: {error.strerror or error}", flush=True)
         shown = {name: value for name, value in numbers.items() if name not in ("num_steps", "time")}
         print(f"{split} step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
-        if self.active:
-            self.board.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _events(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.run.tensorboard), purge_step=self._purge_step)
+        return self._board
 
 
 def _plain(value: Any) -> Any:

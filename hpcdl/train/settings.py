@@ -37,11 +37,47 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
+class BestSettings:
+    """Which validation is the best, and when none better is expected."""
+
+    metric: str = "loss"
+    """Number of the validation that decides; its checkpoint is kept as BEST."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger one is better."""
+    min_delta: Annotated[float, Range(0)] = 0.0
+    """By how much it must be better."""
+    patience: Annotated[int, Range(0)] = 0
+    """End the training after this many validations without a better one; 0 never does."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When the state is saved, how, and what stays. It is always saved at the end and when the training is asked to stop."""
+
+    epochs: Annotated[int, Range(0)] = 1
+    """Epochs between two checkpoints; 0 does not count epochs."""
+    steps: Annotated[int, Range(0)] = 0
+    """Steps between two checkpoints; 0 does not count steps."""
+    minutes: Annotated[float, Range(0)] = 15.0
+    """Minutes after which a checkpoint is due in any case, so that a long epoch is never lost; 0 does not count them."""
+    keep: Annotated[int, Range(1)] = 2
+    """Newest checkpoints that stay, besides the best one."""
+    keep_every: Annotated[int, Range(0)] = 0
+    """Checkpoints at multiples of this many steps stay for ever; 0 keeps none of them."""
+    asynchronous: bool = True
+    """Training goes on while a checkpoint is written; it only waits for the copy to host memory."""
+    on_error: Literal["stop", "go-on"] = "stop"
+    """When a checkpoint cannot be written (disk full): end the training as failed, or warn and go on without."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """What the loop needs to know."""
 
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    best: BestSettings = field(default_factory=BestSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     epochs: Annotated[int, Range(1)] = 10
     """Passes over the train split."""
     max_steps: Annotated[int, Range(0)] = 0
@@ -54,8 +90,8 @@ class TrainSettings:
     """Of initial weights, sample order, augmentation and dropout."""
     scale_lr: bool = False
     """Multiply the learning rate by the number of ranks (Goyal et al. 2017). Off: the batch is global already."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """bf16 autocast on GPUs that have it (auto), always, or never."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Autocast: bf16 on GPUs that have it (auto), none, always bf16, or fp16 with a loss scale that adapts (V100, RTX)."""
     compression: Literal["none", "fp16"] = "none"
     """How gradients travel between ranks (Horovod)."""
     ema: Annotated[float, Range(0, 1)] = 0.0
@@ -64,7 +100,5 @@ class TrainSettings:
     """Steps between two lines of metrics."""
     val_every: Annotated[int, Range(0)] = 1
     """Epochs between two validations; 0 validates at the end only."""
-    checkpoint_every: Annotated[int, Range(0)] = 1
-    """Epochs between two checkpoints; one is always written at the end; 0 writes that one only."""
-    keep: Annotated[int, Range(1)] = 2
-    """Checkpoints kept; older ones are deleted after a new one is committed."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """When a loss or gradient is not finite: end before the weights move, or leave the step out and count it."""

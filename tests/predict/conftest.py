@@ -17,6 +17,7 @@ from torch import nn
 
 from hpcdl.predict.__main__ import main
 from hpcdl.shards.manifest import build_manifest, save_manifest
+from hpcdl.train import checkpoint
 from tests.generators import IMAGE_CORNER, UTM, image_affine, write_raster
 
 CODES = (11, 42, 81)
@@ -61,6 +62,16 @@ def grid_entry(shift_px: float = 0.0) -> dict[str, Any]:
     return {"crs": wkt, "transform": list(affine)[:6], "height": SIZE[0], "width": SIZE[1], "chip_px": 16}
 
 
+def write_checkpoint(run: Path, step: int, bands: int = 2) -> Path:
+    """A checkpoint of the tiny job, with random weights that depend on the step."""
+    generator = torch.Generator().manual_seed(step)
+    network = nn.Conv2d(bands, 3, 9, padding=4)
+    state = {name: 0.1 * torch.randn(value.shape, generator=generator) for name, value in network.state_dict().items()}
+    content = {"networks": {"conv": state}, "averaged": {}}
+    checkpoint.write(run / "checkpoints", step, content, [checkpoint.to_bytes({})], lambda: None)
+    return run / "checkpoints" / checkpoint.name_of(step)
+
+
 def write_run(folder: Path, mode: str = "pixels", extra: dict[str, Any] | None = None, bands: int = 2) -> Path:
     """A run folder with one checkpoint of the tiny job."""
     fields = {
@@ -84,12 +95,7 @@ def write_run(folder: Path, mode: str = "pixels", extra: dict[str, Any] | None =
         "data": {"path": str(folder / "gone"), "digest": manifest["digest"]},
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(spec))
-    generator = torch.Generator().manual_seed(1)
-    network = nn.Conv2d(bands, 3, 9, padding=4)
-    state = {name: 0.1 * torch.randn(value.shape, generator=generator) for name, value in network.state_dict().items()}
-    checkpoint = folder / "checkpoints/step-00000010"
-    checkpoint.mkdir(parents=True)
-    torch.save({"networks": {"conv": state}, "averaged": {}}, checkpoint / "state.pt")
+    write_checkpoint(folder, 10, bands)
     return folder
 
 

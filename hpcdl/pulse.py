@@ -1,0 +1,105 @@
+"""What a rank's training tells the agent that watches it: how far it is, what it is doing, and why it failed.
+
+A page of memory that both processes map: the training writes it in a fraction of a microsecond, and what it wrote
+last can be read after it was killed. Without an agent (tests, a rank started by hand) the page is private and nobody
+reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import mmap
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+VARIABLE = "HPCDL_PULSE_FD"
+SIZE = 65536
+HEADER = struct.Struct("<QQdB")
+"""Progress (a count of everything that was got done), step, seconds that a stop would take, phase."""
+LENGTH = struct.Struct("<I")
+
+WAITING = "waits for the others"
+PHASES = ("starts", "loads a batch", "computes", WAITING, "validates", "saves", "ends")
+Blame = Literal["own", "peer"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A pulse at one moment."""
+
+    progress: int
+    step: int
+    stop_s: float
+    phase: str
+
+
+class Pulse:
+    """One end of the page; the training writes, the agent reads."""
+
+    def __init__(self, descriptor: int = -1) -> None:
+        self._map = mmap.mmap(descriptor, SIZE)
+        self._progress, self._step, self._stop_s, self._phase = HEADER.unpack_from(self._map)
+
+    @classmethod
+    def make(cls) -> tuple[Pulse, int]:
+        """A page for a child process, with the descriptor that the child inherits."""
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the descriptor that is given away
+        file.truncate(SIZE)
+        descriptor = os.dup(file.fileno())
+        file.close()
+        os.set_inheritable(descriptor, True)
+        return cls(descriptor), descriptor
+
+    def phase(self, name: str) -> None:
+        """Say what begins now."""
+        self._phase = PHASES.index(name)
+        self._write()
+
+    def advance(self, step: int) -> None:
+        """Say that something was got done: a step, a batch of a validation, a checkpoint."""
+        self._progress, self._step = self._progress + 1, step
+        self._write()
+
+    def stop_takes(self, seconds: float) -> None:
+        """Say how long a stop would take: the rest of a step and a checkpoint."""
+        self._stop_s = seconds
+        self._write()
+
+    def fail(self, blame: Blame, line: str, text: str) -> None:
+        """Say why the training failed.
+
+        Args:
+            blame: whether the error is this rank's own, or only tells that another rank is lost.
+            line: the error in one line.
+            text: its traceback.
+        """
+        room = SIZE - HEADER.size - LENGTH.size - len(line.encode()) - 200
+        record = json.dumps({"blame": blame, "line": line, "text": text[-room // 8 :]}).encode()
+        LENGTH.pack_into(self._map, HEADER.size, len(record))
+        start = HEADER.size + LENGTH.size
+        self._map[start : start + len(record)] = record
+
+    def read(self) -> Reading:
+        """What the training said last."""
+        progress, step, stop_s, phase = HEADER.unpack_from(self._map)
+        return Reading(progress, step, stop_s, PHASES[phase])
+
+    def failure(self) -> dict[str, Any] | None:
+        """What the training said of its failure; None when it said nothing (it was killed, or crashed in C)."""
+        (length,) = LENGTH.unpack_from(self._map, HEADER.size)
+        start = HEADER.size + LENGTH.size
+        record: dict[str, Any] | None = json.loads(self._map[start : start + length]) if length else None
+        return record
+
+    def _write(self) -> None:
+        HEADER.pack_into(self._map, 0, self._progress, self._step, self._stop_s, self._phase)
+
+
+@functools.cache
+def own_pulse() -> Pulse:
+    """The page that this process's agent gave, or a private one."""
+    return Pulse(int(os.environ.get(VARIABLE, "-1")))

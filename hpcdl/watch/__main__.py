@@ -1,0 +1,157 @@
+"""`python -m hpcdl.watch RUN LAUNCHER… `: one attempt at a run, as the job script's last act.
+
+Takes the run's lock, starts the launcher, hands a stop on to the ranks, ends a launcher that outlives a failure, and
+decides whether the job goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from hpcdl.attempts import BEAT_S, AttemptDir, attempt_of
+from hpcdl.batch.local import PREFIX
+from hpcdl.batch.queue import end_time, may_be_active, requeue
+from hpcdl.errors import HpcdlError
+from hpcdl.lock import release_lock, take_lock
+from hpcdl.resources import Resources
+from hpcdl.rundir import RunDir, newest_step
+from hpcdl.watch.decide import Decision, Ended, decide
+
+LAUNCHER_GRACE_S = 8.0
+"""A launcher may take so long to end after a failure was found; then it is ended."""
+
+REQUEUE_S = 120.0
+"""Slurm ends a job that it requeues within this time."""
+
+MARGIN_S = 10.0
+"""Seconds before the end of the walltime that stay unused: Slurm's clock and the launcher's end."""
+
+EARLY_S = 120.0
+"""Slurm sends the walltime's signal up to a minute early; what comes earlier was sent by somebody."""
+
+
+class Attempt:
+    """One attempt, seen from the job's first node."""
+
+    def __init__(self, run: RunDir, command: list[str]) -> None:
+        self.run, self.command, self.spec = run, command, run.spec()
+        self.job_id = os.environ.get("HPCDL_JOB_ID", "by-hand")
+        if self.job_id == "by-hand":
+            self.job_id = f"by-hand-{socket.gethostname()}-{os.getpid()}"
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", os.environ.get("HPCDL_RESTART_COUNT", "0")))
+        self.dir: AttemptDir = attempt_of(run, f"{self.job_id}-{self.restart}")
+        self.asked: list[int] = []
+        self.stop, self.stop_at = "", 0.0
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(number)
+
+    def main(self) -> int:
+        """Run it to its end; the job's exit code."""
+        lock = take_lock(
+            self.run, self.dir.name, self.job_id, self.restart, lambda job_id: may_be_active(self.run, job_id)
+        )
+        try:
+            self.dir.make()
+            from_step = newest_step(self.run)
+            nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
+            self.run.record("began", self.job_id, attempt=self.dir.name, from_step=from_step, nodes=nodes)
+            code = self._launch()
+            decision = self._close(from_step, code)
+        finally:
+            release_lock(self.run, lock)
+        if decision.requeue and not self._requeue():
+            print(f"hpcdl: `hpcdl resume {self.run.name}` goes on", file=sys.stderr)
+        return decision.code
+
+    def _launch(self) -> int:
+        launcher = subprocess.Popen([*self.command, self.dir.name], stdin=subprocess.DEVNULL, process_group=0)
+        count, next_look, failed_since = 0, 0.0, None
+        while (code := launcher.poll()) is None:
+            now = time.monotonic()
+            if now >= next_look:
+                count, next_look = count + 1, now + BEAT_S
+                self.dir.beat("main", {"count": count})
+                if failed_since is None and "failure" in self.dir.said():
+                    failed_since = now
+            self._hand_on()
+            if failed_since is not None and now - failed_since > LAUNCHER_GRACE_S:
+                late = now - failed_since > 2 * LAUNCHER_GRACE_S
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(launcher.pid, signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.1)
+        return code if code >= 0 else 128 - code
+
+    def _hand_on(self) -> None:
+        """Hand a stop on to the ranks: a cancellation at once, the end of the walltime as late as can be."""
+        if not self.stop and signal.SIGTERM in self.asked:
+            self.stop, self.stop_at = "cancelled", 0.0
+            self.dir.say("stop", why=self.stop)
+        elif not self.stop and signal.SIGUSR1 in self.asked:
+            self.stop, self.stop_at = "walltime", self._latest_stop()
+            self.run.record("warned", self.job_id, attempt=self.dir.name, stop_in_s=round(self.stop_at - time.time()))
+        if self.stop == "walltime" and time.time() >= self.stop_at and "stop" not in self.dir.said():
+            self.dir.say("stop", why=self.stop)
+
+    def _latest_stop(self) -> float:
+        """When the ranks must be asked to stop: three times what a stop took so far before the walltime ends.
+
+        At once when the lead time was chosen by the user, nothing is known yet, or a user (not Slurm) sent the signal.
+        """
+        now, beat, ends = time.time(), self.dir.read_beat(0), end_time(self.job_id)
+        resources = Resources(**self.spec["resources"])
+        if resources.signal is not None or not beat or not beat["stop_s"] or ends is None:
+            return now
+        if ends - now > resources.lead_s + EARLY_S:
+            return now
+        return ends - MARGIN_S - 2 * BEAT_S - 3 * float(beat["stop_s"])
+
+    def _close(self, from_step: int, code: int) -> Decision:
+        events = self.run.events()
+        said = [event for event in events if event["event"] == "ended" and event.get("attempt") == self.dir.name]
+        failure = self.dir.failure()
+        ended = Ended(code, failure, said[-1]["why"] if said else "", self.stop, from_step, newest_step(self.run))
+        resources = self.spec["resources"]
+        allowed = resources["max_requeues"] if resources["requeue"] and self._may_requeue() else 0
+        decision = decide(ended, self.job_id, events, allowed, self.run.name)
+        short = {key: failure[key] for key in ("kind", "rank", "host", "step", "line")} if failure else None
+        self.run.record(
+            "closed", self.job_id, attempt=self.dir.name, code=decision.code, why=decision.why, failure=short,
+            from_step=from_step, to_step=ended.to_step,
+        )  # fmt: skip
+        advice = f"; {decision.advice}" if decision.advice else ""
+        print(f"hpcdl: attempt {self.dir.name} of {self.run.name}: {decision.why}{advice}", file=sys.stderr, flush=True)
+        return decision
+
+    def _may_requeue(self) -> bool:
+        return self.job_id.startswith(PREFIX) or self.job_id.isdigit()
+
+    def _requeue(self) -> bool:
+        """Put the job back in the queue; False when Slurm refuses."""
+        self.run.record("requeued", self.job_id, attempt=self.dir.name)
+        try:
+            requeue(self.job_id)
+        except HpcdlError as error:
+            print(f"hpcdl: cannot be put back in the queue: {error}", file=sys.stderr, flush=True)
+            return False
+        if self.job_id.isdigit():
+            time.sleep(REQUEUE_S)  # Slurm ends this process meanwhile
+        return True
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(Attempt(RunDir(Path(sys.argv[1])), sys.argv[2:]).main())
+    except HpcdlError as _error:
+        print(f"hpcdl: {_error}", file=sys.stderr)
+        sys.exit(_error.exit_code)
