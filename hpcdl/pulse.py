@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ SIZE = 65536
 HEADER = struct.Struct("<QQdB")
 """Progress (a count of everything that was got done), step, seconds that a stop would take, phase."""
 LENGTH = struct.Struct("<I")
+TAKEN = SIZE - 1
+"""Where the agent says that it has taken note of a failure."""
 
 WAITING = "waits for the others"
 PHASES = ("starts", "loads a batch", "computes", WAITING, "validates", "saves", "ends")
@@ -79,9 +82,19 @@ class Pulse:
         """
         room = SIZE - HEADER.size - LENGTH.size - len(line.encode()) - 200
         record = json.dumps({"blame": blame, "line": line, "text": text[-room // 8 :]}).encode()
-        LENGTH.pack_into(self._map, HEADER.size, len(record))
         start = HEADER.size + LENGTH.size
         self._map[start : start + len(record)] = record
+        LENGTH.pack_into(self._map, HEADER.size, len(record))  # last: the agent may be looking
+
+    def wait_taken(self, seconds: float) -> None:
+        """Wait for so long that the agent has told the failure: once this process has gone, MPI may end the agent as well."""
+        until = time.monotonic() + seconds
+        while not self._map[TAKEN] and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def taken(self) -> None:
+        """Say that the failure was told."""
+        self._map[TAKEN] = 1
 
     def read(self) -> Reading:
         """What the training said last."""

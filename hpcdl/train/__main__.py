@@ -27,6 +27,9 @@ from hpcdl.train.job import DataInfo, load_job
 from hpcdl.train.loop import Trainer
 from hpcdl.train.settings import TrainSettings
 
+TELL_S = 3.0
+"""The agent tells a failure within a fraction of this."""
+
 LAST_WRITE_S = 10.0
 """A checkpoint that is being written when the training fails may be finished for so long: it is work that is not lost."""
 
@@ -94,6 +97,8 @@ def _fail(error: BaseException) -> None:
     text = "" if isinstance(error, HpcdlError) else "".join(traceback.format_exception(error))
     if VARIABLE in os.environ:
         own_pulse().fail("own" if own_rank_tells else "peer", line, text)
+        if own_rank_tells:
+            own_pulse().wait_taken(TELL_S)
     else:
         print(f"{text}hpcdl: {line}", file=sys.stderr)
     sys.stdout.flush()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hpcdl.errors import FailedError
+from hpcdl.train.guards import AgreedError
 from hpcdl.train.settings import BestSettings
 
 
@@ -27,13 +27,17 @@ class Best:
     def see(self, metrics: Mapping[str, Any], step: int, settings: BestSettings) -> bool:
         """Take note of a validation; whether it is the best so far. NaN never is.
 
+        A job whose validation gives no loss has no best one, as long as nobody asked for it.
+
         Raises:
-            FailedError: the job's validation gives no such number.
+            AgreedError: the job's validation gives no such number.
         """
         value = metrics.get(settings.metric)
         if not isinstance(value, int | float):
+            if settings.metric == BestSettings.metric and not settings.patience:
+                return False
             numbers = ", ".join(name for name, item in metrics.items() if isinstance(item, int | float))
-            raise FailedError(f"best.metric: the validation gives no number {settings.metric!r}; it gives: {numbers}")
+            raise AgreedError(f"best.metric: the validation gives no number {settings.metric!r}; it gives: {numbers}")
         sign = -1 if settings.mode == "max" else 1
         better = not math.isnan(value) and (self.value is None or sign * value < sign * self.value - settings.min_delta)
         if better:

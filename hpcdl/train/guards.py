@@ -43,17 +43,19 @@ class LossScale:
 
     def succeeded(self) -> None:
         """Take note of a finite gradient."""
+        if not self.active:
+            return
         self.good += 1
-        if self.active and self.good == self.GROWTH:
+        if self.good == self.GROWTH:
             self.value, self.good = self.value * 2, 0
 
     def state(self) -> list[float]:
-        """For a checkpoint."""
-        return [self.value, self.good]
+        """For a checkpoint; empty without fp16."""
+        return [self.value, self.good] if self.active else []
 
     def restore(self, state: Sequence[float]) -> None:
         """Go on from a checkpoint, made with or without fp16."""
-        if self.active and state[0] != 1:
+        if self.active and state:
             self.value, self.good = float(state[0]), int(state[1])
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hpcdl.attempts import BEAT_S, AttemptDir, attempt_of
 from hpcdl.batch.local import PREFIX
@@ -77,6 +78,7 @@ class Attempt:
     def _launch(self) -> int:
         launcher = subprocess.Popen([*self.command, self.dir.name], stdin=subprocess.DEVNULL, process_group=0)
         count, next_look, failed_since = 0, 0.0, None
+        last_words = [(LAUNCHER_GRACE_S, signal.SIGTERM), (LAUNCHER_GRACE_S + 4, signal.SIGKILL)]
         while (code := launcher.poll()) is None:
             now = time.monotonic()
             if now >= next_look:
@@ -85,10 +87,9 @@ class Attempt:
                 if failed_since is None and "failure" in self.dir.said():
                     failed_since = now
             self._hand_on()
-            if failed_since is not None and now - failed_since > LAUNCHER_GRACE_S:
-                late = now - failed_since > 2 * LAUNCHER_GRACE_S
+            if failed_since is not None and last_words and now - failed_since > last_words[0][0]:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(launcher.pid, signal.SIGKILL if late else signal.SIGTERM)
+                    os.killpg(launcher.pid, last_words.pop(0)[1])
             time.sleep(0.1)
         return code if code >= 0 else 128 - code
 
@@ -118,9 +119,12 @@ class Attempt:
 
     def _close(self, from_step: int, code: int) -> Decision:
         events = self.run.events()
-        said = [event for event in events if event["event"] == "ended" and event.get("attempt") == self.dir.name]
-        failure = self.dir.failure()
-        ended = Ended(code, failure, said[-1]["why"] if said else "", self.stop, from_step, newest_step(self.run))
+        mine = [event for event in events if event.get("attempt") == self.dir.name]
+        said = [event for event in mine if event["event"] == "ended"]
+        started = any(event["event"] == "started" for event in mine)
+        failure = self.dir.failure() or (self._post_mortem() if not self.stop and not said else None)
+        why = said[-1]["why"] if said else ""
+        ended = Ended(code, failure, started, why, self.stop, from_step, newest_step(self.run))
         resources = self.spec["resources"]
         allowed = resources["max_requeues"] if resources["requeue"] and self._may_requeue() else 0
         decision = decide(ended, self.job_id, events, allowed, self.run.name)
@@ -132,6 +136,19 @@ class Attempt:
         advice = f"; {decision.advice}" if decision.advice else ""
         print(f"hpcdl: attempt {self.dir.name} of {self.run.name}: {decision.why}{advice}", file=sys.stderr, flush=True)
         return decision
+
+    def _post_mortem(self) -> dict[str, Any] | None:
+        """What the beats tell when nobody had the time to tell anything: the one rank whose training had ended badly."""
+        num_tasks = Resources(**self.spec["resources"]).num_tasks
+        beats = [beat for rank in range(num_tasks) if (beat := self.dir.read_beat(rank)) and beat["state"] == "lost"]
+        if len(beats) != 1:
+            return None
+        beat, code = beats[0], beats[0]["code"]
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        failure = {"kind": "crash", "size": num_tasks, "line": how, "text": "", **beat}
+        where = f"rank {beat['rank']} of {num_tasks} on {beat['host']}"
+        print(f"hpcdl: {where} failed at step {beat['step']}: {how}", file=sys.stderr, flush=True)
+        return failure
 
     def _may_requeue(self) -> bool:
         return self.job_id.startswith(PREFIX) or self.job_id.isdigit()

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcdl.attempts import CONTINUE_ME
 
-IDLE_ATTEMPTS = 2
+IDLE_ATTEMPTS = 3
 """Attempts in a row without a new checkpoint after which a job is not started again."""
 
 NODE_FAULTS = ("node-lost", "stalled")
@@ -23,6 +23,7 @@ class Ended:
     Attributes:
         launcher_code: exit code of srun, mpirun, ….
         failure: the first failure that anybody found.
+        started: whether the training came to its first step's door.
         why: what rank 0 said at its end: "done", "asked to stop", or nothing.
         stop: why the ranks were asked to stop: "walltime", "cancelled", or not at all.
         from_step, to_step: newest checkpoint before and after.
@@ -30,6 +31,7 @@ class Ended:
 
     launcher_code: int
     failure: Mapping[str, Any] | None
+    started: bool
     why: str
     stop: str
     from_step: int
@@ -68,10 +70,13 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
         why = "stopped before its walltime ended"
     elif ended.why == "asked to stop":
         return Decision(CONTINUE_ME, False, "was asked to stop", go_on)
+    elif not ended.started and any(event["event"] == "started" and event["job_id"] == job_id for event in events):
+        # It did start before, with the same launcher: a node that is about to be found dead, more likely than anything else.
+        why = "could not be started on these nodes"
     else:
         code = ended.launcher_code or 1
         return Decision(code, False, f"ended with code {code}, and no rank could say why", go_on)
-    code = 1 if ended.failure is not None else CONTINUE_ME
+    code = CONTINUE_ME if ended.stop else 1
     advice = "; ".join([go_on, *_bad_nodes(ended, events, name)])
     used = sum(event["event"] == "requeued" and event["job_id"] == job_id for event in events)
     if used >= max_requeues:

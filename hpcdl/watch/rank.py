@@ -39,11 +39,12 @@ STALL_TIMEOUT_S = float(os.environ.get("HPCDL_STALL_TIMEOUT_S", "1800"))
 PEER_WAIT_S = 20.0
 """A rank that only knows that another one is gone waits so long for somebody who knows more."""
 
-CRASH_WAIT_S = 4.0
-"""The same for one that crashed without a word: MPI ends its process so, when another one is gone."""
+CRASH_WAIT_S = 0.3
+"""The same for one that crashed without a word: MPI may end it so when another one is gone, and may end this agent soon."""
 
-HOLD_S = 1.5
-"""Lines on stderr are held back so long: if another rank fails meanwhile, they are its echo."""
+HOLD_S, LONGEST_HOLD_S = 1.5, 90.0
+"""Lines on stderr are held back so long at least, and until the training has got something done since, but no longer than this: if
+another rank fails meanwhile, they are its echo."""
 
 GRACE_S = 12.0
 """A training whose peer has failed may finish a checkpoint for so long."""
@@ -61,9 +62,15 @@ class Agent:
         self.count, self.state, self.next_look = 0, "runs", 0.0
         self.told: dict[str, dict[str, Any]] = {}
         self.failed_since: float | None = None
-        self.held: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.held: collections.deque[tuple[float, int, bytes]] = collections.deque()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
+        # A child's end must wake the agent at once: of several that see an end, the first one tells it.
+        self.woken, writer = os.pipe()
+        for end in (self.woken, writer):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.pulse, descriptor = Pulse.make()
         environment = {
             **os.environ,
@@ -89,12 +96,13 @@ class Agent:
         assert self.child.stderr is not None
         os.set_blocking(self.child.stderr.fileno(), False)
         ended: float | None = None
-        reads = True
+        sources: list[Any] = [self.woken, self.child.stderr]
         while True:
-            if not reads:
-                time.sleep(0.1)
-            elif select.select([self.child.stderr], [], [], 0.1)[0]:
-                reads = self._read_stderr()
+            ready = select.select(sources, [], [], 0.1)[0]
+            if self.woken in ready:
+                os.read(self.woken, 1024)
+            if self.child.stderr in ready and not self._read_stderr():
+                sources.remove(self.child.stderr)
             code, now = self.child.poll(), time.monotonic()
             if code is not None and ended is None:
                 ended = now
@@ -106,6 +114,7 @@ class Agent:
                 self._look(now)
             self._release_stderr(now)
             if code is None:
+                self._tell_own()
                 self._end_when_hopeless(now)
             elif (verdict := self._verdict(code, now - (ended or now))) is not None:
                 return verdict
@@ -125,6 +134,7 @@ class Agent:
         beat = {
             "count": self.count, "state": self.state, "rank": self.rank, "host": self.host, "pid": self.child.pid,
             "phase": pulse.phase, "progress": pulse.progress, "step": pulse.step, "stop_s": round(pulse.stop_s, 3),
+            "code": self.child.poll(),
         }  # fmt: skip
         self.attempt.beat(self.rank, beat)
         self.told = self.attempt.said()
@@ -164,8 +174,16 @@ class Agent:
         report = f"hpcdl: {one_of} failed at step {place['step']}: {line}\n"
         _print((report + "".join(f"  | {row}\n" for row in text.splitlines())).encode())
         while self.held:  # what it said itself before it failed belongs to the report
-            _print(b"  | " + self.held.popleft()[1])
+            _print(b"  | " + self.held.popleft()[2])
         return True
+
+    def _tell_own(self) -> None:
+        """Tell a failure of which the training has just told, before it is gone."""
+        said = self.pulse.failure()
+        if said and said["blame"] == "own" and self.failed_since is None:
+            self._read_stderr()
+            self._claim("error", said["line"], said["text"])
+            self.pulse.taken()
 
     def _verdict(self, code: int, seconds: float) -> int | None:
         """The agent's exit code once it is clear who tells what; None while that is open."""
@@ -190,7 +208,7 @@ class Agent:
             self._claim("communication", said["line"], said["text"])
             return 1
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        self._claim("crash", f"{how} {_memory()}")
+        self._claim("crash", how)
         return 128 - code if code < 0 else code
 
     def _end_when_hopeless(self, now: float) -> None:
@@ -212,19 +230,24 @@ class Agent:
             if not data:
                 return False
             for line in data.splitlines(keepends=True):
-                self.held.append((time.monotonic(), line))
+                self.held.append((time.monotonic(), self.pulse.read().progress, line))
 
     def _release_stderr(self, now: float) -> None:
         if self.failed_since is not None:
             self._keep_stderr()
-        while self.held and (now - self.held[0][0] > HOLD_S or len(self.held) > 1000):
-            _print(self.held.popleft()[1])
+        progress = self.pulse.read().progress
+        while self.held:
+            age, before = now - self.held[0][0], self.held[0][1]
+            fresh = age < HOLD_S or (age < LONGEST_HOLD_S and 0 < progress <= before)
+            if fresh and len(self.held) < 1000:
+                return
+            _print(self.held.popleft()[2])
 
     def _keep_stderr(self) -> None:
         """Put what another rank's failure made this one say where it is found, and not in the way."""
         if self.held:
             with contextlib.suppress(OSError), self.attempt.stderr_file(self.rank).open("ab") as file:
-                file.writelines(line for _, line in self.held)
+                file.writelines(line for *_, line in self.held)
             self.held.clear()
 
 

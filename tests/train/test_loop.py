@@ -73,8 +73,8 @@ def test_a_signal_stops_it_after_the_step(tmp_path: Path, manifest: Manifest) ->
 
 
 def test_two_networks_in_turn(tmp_path: Path, manifest: Manifest) -> None:
-    values = {"optimizer.lr": 5e-3, "best.metric": "real_seen"}
-    run = start(tmp_path / "gan", manifest, DCGAN, epochs=3, val_every=3, accumulate=2, **values)
+    values = {"epochs": 3, "val_every": 3, "accumulate": 2, "optimizer.lr": 5e-3}
+    run = start(tmp_path / "gan", manifest, DCGAN, **values)
     networks = run.state.networks
     before = {name: [p.clone() for p in network.parameters()] for name, network in networks.items()}
     assert run.train()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdl.rundir import RunDir, read_lines
+from hpcdl.rundir import read_lines
 from hpcdl.train import checkpoint
 from tests.conftest import Hpcdl
 from tests.datasets import write_blobs
+from tests.train.trainings import newest
 
 pytestmark = pytest.mark.slow
 
@@ -101,11 +102,10 @@ def test_the_learning_rate_scales_with_the_ranks_only_when_asked(hpcdl: Hpcdl, w
 def test_checkpoints_hold_every_ranks_random_state(hpcdl: Hpcdl, workdir: Path) -> None:
     write_blobs(workdir / "data", {"train": 16})
     train(hpcdl, "run", *UNET, "--set", "epochs=2", ranks=2)
-    newest = checkpoint.newest(RunDir(workdir / "runs" / "run").checkpoints)
-    assert newest is not None
-    first, second = (torch.load(newest / f"rank-0000{rank}.pt", weights_only=True)["torch"] for rank in (0, 1))
+    found = newest(workdir / "runs" / "run")
+    first, second = (checkpoint.load_rank(found, rank)["random"]["torch"] for rank in (0, 1))
     assert not torch.equal(first, second)
-    assert checkpoint.load(newest)["num_ranks"] == 2
+    assert checkpoint.load(found)["num_ranks"] == 2
 
 
 def test_ranks_that_do_not_know_each_other_are_told(hpcdl: Hpcdl, workdir: Path) -> None:
