@@ -27,7 +27,8 @@ TAKEN = SIZE - 1
 
 WAITING = "waits for the others"
 PHASES = ("starts", "loads a batch", "computes", WAITING, "validates", "saves", "ends")
-Blame = Literal["own", "peer"]
+Blame = Literal["own", "all", "peer"]
+"""Whose error it is: this rank's, all ranks' together (this one tells it), or another rank's, which tells it itself."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Pulse:
         """Say why the training failed.
 
         Args:
-            blame: whether the error is this rank's own, or only tells that another rank is lost.
+            blame: whose error it is.
             line: the error in one line.
             text: its traceback.
         """

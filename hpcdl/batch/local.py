@@ -82,8 +82,9 @@ class Local:
             raise FailedError(f"job {job_id} of {run.name} was started on {event.get('host')}; cancel it there")
         if _alive(event):
             os.kill(event["pid"], signal.SIGTERM)
-        else:
-            _signal_session(_session_of(run, job_id), signal.SIGTERM)
+        elif members := _session_of(run, job_id):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                _ask_to_end(run.spec()["kind"], os.getsid(members[0]), members)
 
     def may_be_active(self, run: RunDir, job_id: str) -> bool | None:
         """Whether the job may still run, asked from any host; None when this one cannot tell."""
@@ -213,7 +214,7 @@ def _run_once(run: RunDir, job_id: str, spec: dict[str, Any], restart: int, aske
                 warning = None
             time.sleep(0.1)
             continue
-        _end_session(job)
+        _end_session(job, spec["kind"])
     code = job.returncode if job.returncode >= 0 else 128 - job.returncode
     _signal_session(_session(job.pid), signal.SIGKILL)  # a rank that outlived the script
     return state, code
@@ -223,16 +224,24 @@ def _requeues(run: RunDir, job_id: str) -> int:
     return sum(event["event"] == "requeued" and event["job_id"] == job_id for event in run.events())
 
 
-def _end_session(job: subprocess.Popen[bytes]) -> None:
-    # The shell would die of SIGTERM before its children had time to end well, and the job's own code would be lost.
-    members = _session(job.pid)
-    _signal_session([pid for pid in members if pid != job.pid] or members, signal.SIGTERM)
+def _end_session(job: subprocess.Popen[bytes], kind: str) -> None:
+    _ask_to_end(kind, job.pid, _session(job.pid))
     until = time.monotonic() + GRACE_S
     while time.monotonic() < until and _session(job.pid):
         job.poll()
         time.sleep(0.1)
     _signal_session(_session(job.pid), signal.SIGKILL)
     job.wait()
+
+
+def _ask_to_end(kind: str, leader: int, members: Sequence[int]) -> None:
+    if kind == "train" and leader in members:
+        # hpcdl.watch has taken the shell's place and hands the stop on; mpirun would give the ranks a second.
+        chosen: Sequence[int] = [leader]
+    else:
+        # The shell would die before its children had time to end well, and the job's own code would be lost.
+        chosen = [pid for pid in members if pid != leader] or members
+    _signal_session(chosen, signal.SIGTERM)
 
 
 def _session(leader: int) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from hpcdl.attempts import CONTINUE_ME
 from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.lock import still_ours
-from hpcdl.pulse import VARIABLE, own_pulse
+from hpcdl.pulse import VARIABLE, Blame, own_pulse
 from hpcdl.ranks import own_rank
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_needs
@@ -91,14 +91,17 @@ def _introduce(trainer: Trainer, comm: Communicator, name: str) -> None:
 
 def _fail(error: BaseException) -> None:
     """Tell the agent, or the log where there is none, and end without waiting for anybody."""
-    # Errors that all ranks found together are told by rank 0; what talking to a lost rank raised, only for want of better.
-    own_rank_tells = not isinstance(error, PeerLostError) and not (isinstance(error, AgreedError) and own_rank() != 0)
+    blame: Blame = "own"
+    if isinstance(error, AgreedError):
+        blame = "all" if own_rank() == 0 else "peer"
+    elif isinstance(error, PeerLostError):
+        blame = "peer"
     line = str(error) if isinstance(error, HpcdlError) else f"{type(error).__name__}: {error}".strip()
     text = "" if isinstance(error, HpcdlError) else "".join(traceback.format_exception(error))
     if VARIABLE in os.environ:
-        own_pulse().fail("own" if own_rank_tells else "peer", line, text)
-        if own_rank_tells:
-            own_pulse().wait_taken(TELL_S)
+        own_pulse().fail(blame, line, text)
+        if blame != "peer" or isinstance(error, AgreedError):
+            own_pulse().wait_taken(TELL_S)  # also ranks that leave the telling to rank 0: their end would disturb it
     else:
         print(f"{text}hpcdl: {line}", file=sys.stderr)
     sys.stdout.flush()

@@ -26,17 +26,26 @@ class MetricsWriter:
 
         Args:
             validated: whether the validation of `step` itself stands.
+
+        Raises:
+            FailedError: the file could not be written anew.
         """
-        if not self.active:
+        file = self.run.metrics_file
+        if not self.active or not file.exists():
             return
-        lines = read_lines(self.run.metrics_file)
+        lines = read_lines(file)
         kept = [
             line
             for line in lines
             if line["step"] < step or (line["step"] == step and (validated or line["split"] != "val"))
         ]
-        if len(kept) < len(lines):
-            write_lines(self.run.metrics_file, kept)
+        data = file.read_bytes()
+        # A line that was cut short goes, too: the next one would be appended to it.
+        if len(kept) < data.count(b"\n") or not data.endswith(b"\n"):
+            try:
+                write_lines(file, kept)
+            except OSError as error:
+                raise self._failed(error) from None
         self._purge_step = step + 1 if lines else None
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> None:
@@ -56,7 +65,7 @@ class MetricsWriter:
                 self._events().add_scalar(f"{split}/{name}", value, step)
         except OSError as error:
             if not self.goes_on:
-                raise FailedError(f"{self.run.metrics_file}: cannot be written: {error.strerror or error}") from None
+                raise self._failed(error) from None
             print(f"warning: metrics of step {step} could not be written: {error.strerror or error}", flush=True)
         shown = {name: value for name, value in numbers.items() if name not in ("num_steps", "time")}
         print(f"{split} step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
@@ -65,6 +74,9 @@ class MetricsWriter:
         """Write out what TensorBoard still holds."""
         if self._board is not None:
             self._board.close()
+
+    def _failed(self, error: OSError) -> FailedError:
+        return FailedError(f"{self.run.metrics_file}: cannot be written: {error.strerror or error}")
 
     def _events(self) -> Any:
         if self._board is None:

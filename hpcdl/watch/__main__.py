@@ -29,6 +29,8 @@ from hpcdl.watch.decide import Decision, Ended, decide
 LAUNCHER_GRACE_S = 8.0
 """A launcher may take so long to end after a failure was found; then it is ended."""
 
+LAUNCH_PAUSES_S = (2, 10)
+
 REQUEUE_S = 120.0
 """Slurm ends a job that it requeues within this time."""
 
@@ -63,11 +65,10 @@ class Attempt:
             self.run, self.dir.name, self.job_id, self.restart, lambda job_id: may_be_active(self.run, job_id)
         )
         try:
-            self.dir.make()
             from_step = newest_step(self.run)
             nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
             self.run.record("began", self.job_id, attempt=self.dir.name, from_step=from_step, nodes=nodes)
-            code = self._launch()
+            code = self._launch_patiently()
             decision = self._close(from_step, code)
         finally:
             release_lock(self.run, lock)
@@ -75,7 +76,29 @@ class Attempt:
             print(f"hpcdl: `hpcdl resume {self.run.name}` goes on", file=sys.stderr)
         return decision.code
 
+    def _launch_patiently(self) -> int:
+        """Launch; again when that fails and this job has been launched before, by the same launcher.
+
+        After a node was lost, what its last step left behind can keep Slurm from launching a step of the same number there.
+        """
+        proven = self._started(self.job_id)
+        for pause_s in LAUNCH_PAUSES_S if proven else ():
+            code = self._launch()
+            if code == 0 or self.stop or self.dir.failure() or self._started(self.job_id, self.dir.name):
+                return code
+            print(f"hpcdl: the launcher ended with code {code}; once more in {pause_s} s", file=sys.stderr, flush=True)
+            time.sleep(pause_s)
+        return self._launch()
+
+    def _started(self, job_id: str, attempt: str | None = None) -> bool:
+        """Whether a training of this job, or of one of its attempts, came to its first step."""
+        return any(
+            event["event"] == "started" and event["job_id"] == job_id and attempt in (None, event["attempt"])
+            for event in self.run.events()
+        )
+
     def _launch(self) -> int:
+        self.dir.make()
         launcher = subprocess.Popen([*self.command, self.dir.name], stdin=subprocess.DEVNULL, process_group=0)
         count, next_look, failed_since = 0, 0.0, None
         last_words = [(LAUNCHER_GRACE_S, signal.SIGTERM), (LAUNCHER_GRACE_S + 4, signal.SIGKILL)]
@@ -121,7 +144,7 @@ class Attempt:
         events = self.run.events()
         mine = [event for event in events if event.get("attempt") == self.dir.name]
         said = [event for event in mine if event["event"] == "ended"]
-        started = any(event["event"] == "started" for event in mine)
+        started = self._started(self.job_id, self.dir.name)
         failure = self.dir.failure() or (self._post_mortem() if not self.stop and not said else None)
         why = said[-1]["why"] if said else ""
         ended = Ended(code, failure, started, why, self.stop, from_step, newest_step(self.run))
@@ -147,7 +170,7 @@ class Attempt:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         failure = {"kind": "crash", "size": num_tasks, "line": how, "text": "", **beat}
         where = f"rank {beat['rank']} of {num_tasks} on {beat['host']}"
-        print(f"hpcdl: {where} failed at step {beat['step']}: {how}", file=sys.stderr, flush=True)
+        print(f"hpcdl: {where} failed after step {beat['step']}: {how}", file=sys.stderr, flush=True)
         return failure
 
     def _may_requeue(self) -> bool:
@@ -159,6 +182,8 @@ class Attempt:
         try:
             requeue(self.job_id)
         except HpcdlError as error:
+            if may_be_active(self.run, self.job_id):
+                return True  # Slurm was quicker: it has found the node dead
             print(f"hpcdl: cannot be put back in the queue: {error}", file=sys.stderr, flush=True)
             return False
         if self.job_id.isdigit():

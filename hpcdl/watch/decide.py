@@ -63,13 +63,14 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
     if ended.failure is not None and ended.failure["kind"] not in NODE_FAULTS:
         return Decision(1, False, "failed", go_on)
     if ended.failure is None and ended.stop == "cancelled":
-        return Decision(CONTINUE_ME, False, "was asked to stop", go_on)
+        return Decision(CONTINUE_ME, False, "was cancelled", go_on)
     if ended.failure is not None:
         why = "lost a node" if ended.failure["kind"] == "node-lost" else "hung"
     elif ended.stop == "walltime":
         why = "stopped before its walltime ended"
     elif ended.why == "asked to stop":
-        return Decision(CONTINUE_ME, False, "was asked to stop", go_on)
+        advice = f"a job that was preempted comes back by itself; after a cancellation {go_on}"
+        return Decision(CONTINUE_ME, False, "was asked to stop", advice)
     elif not ended.started and any(event["event"] == "started" and event["job_id"] == job_id for event in events):
         # It did start before, with the same launcher: a node that is about to be found dead, more likely than anything else.
         why = "could not be started on these nodes"

@@ -50,6 +50,10 @@ GRACE_S = 12.0
 """A training whose peer has failed may finish a checkpoint for so long."""
 
 
+OWN_KINDS = ("error", "killed", "crash", "communication")
+"""Failures of this agent's own rank."""
+
+
 class Agent:
     """Watches one rank."""
 
@@ -170,20 +174,27 @@ class Agent:
         if not self.attempt.claim(failure):
             return False
         self.failed_since = time.monotonic()
-        one_of = f"rank {place['rank']} of {self.size} on {place['host']}{who_else}"
-        report = f"hpcdl: {one_of} failed at step {place['step']}: {line}\n"
+        one_of = f"rank {place['rank']} of {self.size} on {place['host']}{who_else} failed"
+        who = f"all {self.size} ranks stopped" if kind == "agreed" else one_of
+        report = f"hpcdl: {who} after step {place['step']}: {line}\n"
         _print((report + "".join(f"  | {row}\n" for row in text.splitlines())).encode())
-        while self.held:  # what it said itself before it failed belongs to the report
+        while self.held and kind in OWN_KINDS:  # what it said itself before it failed belongs to the report
             _print(b"  | " + self.held.popleft()[2])
         return True
 
     def _tell_own(self) -> None:
         """Tell a failure of which the training has just told, before it is gone."""
         said = self.pulse.failure()
-        if said and said["blame"] == "own" and self.failed_since is None:
-            self._read_stderr()
-            self._claim("error", said["line"], said["text"])
+        if said and self.failed_since is None and self._tell(said):
             self.pulse.taken()
+
+    def _tell(self, said: dict[str, Any]) -> bool:
+        """Tell what the training said, unless another rank tells it."""
+        if said["blame"] == "peer":
+            return False
+        self._read_stderr()
+        self._claim("agreed" if said["blame"] == "all" else "error", said["line"], said["text"])
+        return True
 
     def _verdict(self, code: int, seconds: float) -> int | None:
         """The agent's exit code once it is clear who tells what; None while that is open."""
@@ -194,8 +205,7 @@ class Agent:
         if "failure" in self.told or self.attempt.failure():
             self._keep_stderr()
             return 1
-        if said and said["blame"] == "own":
-            self._claim("error", said["line"], said["text"])
+        if said and self._tell(said):
             return 1
         if self.asked and code in (-signal.SIGTERM, -signal.SIGUSR1):
             return 0  # asked to stop before it could listen: nothing was done, nothing is lost

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard  # imported before the forks: it takes a second
+import torch._dynamo  # optimizers import it: done once, before the forks, it costs no child a second
+import torch.utils.tensorboard
 
 from hpcdl.shards.manifest import Manifest
 from hpcdl.train import checkpoint
@@ -34,7 +35,7 @@ def main(folder: Path, seed: int, kills: int) -> None:
     """Kill, look, and go on; then come to an end and compare."""
     manifest = write_blobs(folder / "data", {"train": 22, "val": 6})
     generator = random.Random(seed)
-    committed = step = 0
+    committed = step = hits = 0
     for number in range(kills):
         every, asynchronous = generator.choice((1, 1, 2, 3)), number % 4 != 0
         values = {"checkpoint.steps": every, "checkpoint.asynchronous": asynchronous, "checkpoint.keep": 1 + number % 2}
@@ -43,9 +44,12 @@ def main(folder: Path, seed: int, kills: int) -> None:
             announce_writes(tell)
             start(folder / "run", manifest, **VALUES, **values).train()
 
-        told = kill(train, folder / "log", generator.randrange(4), generator.uniform(0, 0.03))
+        # Words alternate: after an odd number of them a write is under way.
+        wait_for, longest = generator.choice((0, 1, 1, 1, 2, 3, 3, 5)), generator.choice((0.001, 0.004, 0.02))
+        told = kill(train, folder / "log", wait_for, generator.uniform(0, longest))
         begun = [int(word[1:]) for word in told if word[0] == "b"]
         committed = max([committed, *(int(word[1:]) for word in told if word[0] == "c")])
+        hits += bool(told) and told[-1][0] == "b"
         found: list[str] = []
         path = checkpoint.newest_good(folder / "run/checkpoints", found.append)
         where = f"kill {number} (every {every}, asynchronous {asynchronous}): told {told}, found {path}, {found}"
@@ -60,10 +64,10 @@ def main(folder: Path, seed: int, kills: int) -> None:
         assert step <= max([committed, before, *begun]), where
     assert "damaged" not in (folder / "log").read_text()
     assert step > 0
-    print(f"{kills} kills, {step} steps", flush=True)
+    print(f"{kills} kills, {hits} of them while a checkpoint was written; {step} steps", flush=True)
     # In this process from here on: trainings start threads.
     ends = {name: finish(folder / name, manifest, step + 2) for name in ("run", "whole")}
-    assert ends["run"] == ends["whole"]
+    assert ends["run"] == ends["whole"], f"after {step} steps"
     left = [path.name for path in (folder / "run/checkpoints").iterdir() if path.name.startswith((".", "damaged"))]
     assert left == []
 
@@ -73,9 +77,13 @@ def kill(train: Callable[[Callable[[str], None]], None], log: Path, wait_for: in
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+
+        def tell(word: str) -> None:
+            os.write(writing, f"{word}\n".encode())
+
         try:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-            train(lambda word: None if os.write(writing, f"{word}\n".encode()) else None)
+            train(tell)
         except BaseException:
             traceback.print_exc()
         finally:

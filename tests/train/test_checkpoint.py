@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -425,3 +427,17 @@ def test_a_full_disk_may_be_only_warned_of(
     ]
     assert names(small_disk) == ["BEST", "LAST", "step-00000018", "step-00000020"]
     assert [line["step"] for line in lines(tmp_path / "run", "checkpoint")] == [2, 4, 14, 16, 18, 20]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_costs_one_interval(tmp_path: Path) -> None:
+    """Fifty times in a row; then the run ends as one that nobody killed."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.killed", tmp_path, str(seed), "50"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert "50 kills, " in done.stdout
+    print(next(line for line in done.stdout.splitlines() if "50 kills" in line))

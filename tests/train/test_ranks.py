@@ -83,7 +83,7 @@ def test_resume_on_another_number_of_ranks(hpcdl: Hpcdl, workdir: Path) -> None:
     flags = [*UNET, "--set", "norm=group", "--set", "schedule.name=constant", "--set", "schedule.warmup=0"]
     train(hpcdl, "whole", *flags, "--set", "epochs=4")
     train(hpcdl, "parts", *flags, "--set", "epochs=2", ranks=2)
-    result = hpcdl("submit", "--resume", "parts", "--set", "epochs=4", "--ntasks-per-node", "4", "--wait")
+    result = hpcdl("resume", "parts", "--set", "epochs=4", "--ntasks-per-node", "4", "--wait")
     assert result.code == 0, result.err
     assert len(losses("parts")) == 20
     assert losses("parts") == pytest.approx(losses("whole"), rel=1e-4)
