@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench cluster cluster-down clean
+.PHONY: help install demo test check fix bench soak cluster cluster-down clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ fix: install ## format and mend what ruff can mend
 
 bench: install ## measure speed
 	$(PY) -m tests.bench
+
+soak: install cluster ## interrupt a training on that Slurm at random: make soak MINUTES=10 SEED=7
+	$(PY) -m tests.faults.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 cluster: ## start a real Slurm with four nodes on this machine (Debian, root; installs packages)
 	@bash scripts/cluster.sh up

@@ -82,23 +82,12 @@ class AttemptDir:
     def claim(self, failure: Mapping[str, Any]) -> bool:
         """Say what went wrong, unless somebody else has done so: True for the first."""
         data = json.dumps({**failure, "time": round(time.time(), 3)}, ensure_ascii=False).encode()
-        temporary = self.path / f".failure.{os.getpid()}.{os.uname().nodename}"
-        temporary.write_bytes(data)
         try:
-            os.link(temporary, self.failure_file)  # with its contents, or not at all
-        except FileExistsError:
-            return False
-        except OSError:
-            # A file system without hard links: the name alone decides.
-            try:
-                descriptor = os.open(self.failure_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
+            if not create_whole(self.failure_file, data):
                 return False
-            os.write(descriptor, data)
-            os.close(descriptor)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self.say("failure")
+            self.say("failure")
+        except OSError:
+            return True  # the disk is full, perhaps that very failure: better told twice than never
         return True
 
     def failure(self) -> dict[str, Any] | None:
@@ -134,6 +123,29 @@ class AttemptDir:
             with contextlib.suppress(OSError):
                 texts.append(path.read_text(encoding="utf-8"))
         return "\n".join(texts)
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Create a file with its contents, or not at all; False when there is one already: of many at once, one creates it."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.urandom(8).hex()}")
+    try:
+        temporary.write_bytes(data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return temporary.stat().st_nlink == 2  # over NFS it may have been done, and only the answer was lost
+        except OSError:
+            # A file system without hard links: the name alone decides.
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                return False
+            os.write(descriptor, data)
+            os.close(descriptor)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def attempt_of(run: RunDir, name: str) -> AttemptDir:

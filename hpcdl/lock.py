@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from hpcdl.attempts import attempt_of
+from hpcdl.attempts import attempt_of, create_whole
 from hpcdl.errors import UsageError
 from hpcdl.rundir import RunDir
 
 SILENCE_S = 12.0
 """A holder whose attempt has not beaten for so long is dead; only asked where the scheduler does not know its job."""
+
+READ_PAUSES_S = (0.1, 0.4, 1.5)
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,15 @@ class Holder:
 
 
 def read_lock(run: RunDir) -> Holder | None:
-    """Who holds the lock; None when nobody does."""
-    try:
-        return Holder(**json.loads(run.lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    """Who holds the lock; None when nobody does, or when it stays unreadable."""
+    for pause in READ_PAUSES_S:
+        try:
+            return Holder(**json.loads(run.lock.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            time.sleep(pause)  # a file system in trouble is no reason to take anybody's lock away
+    return None
 
 
 def still_ours(run: RunDir, attempt: str) -> bool:
@@ -53,18 +58,9 @@ def take_lock(run: RunDir, attempt: str, job_id: str, restart: int, is_active: C
         UsageError: another job writes it.
     """
     me = Holder(attempt, job_id, restart, socket.gethostname(), secrets.token_hex(8))
-    draft = run.path / f".lock.{me.token}"
-    draft.write_text(json.dumps(asdict(me)), encoding="utf-8")
-    try:
-        while True:
-            try:
-                os.link(draft, run.lock)
-            except FileExistsError:
-                _make_way(run, me, is_active)
-                continue
-            return me
-    finally:
-        draft.unlink(missing_ok=True)
+    while not create_whole(run.lock, json.dumps(asdict(me)).encode()):
+        _make_way(run, me, is_active)
+    return me
 
 
 def release_lock(run: RunDir, holder: Holder) -> None:
@@ -90,8 +86,9 @@ def _make_way(run: RunDir, me: Holder, is_active: Callable[[str], bool | None]) 
     except FileNotFoundError:
         return
     try:
-        if holder is not None and json.loads(aside.read_text(encoding="utf-8")).get("token") != holder.token:
-            os.link(aside, run.lock)  # somebody was quicker, and this was the new lock
+        data = aside.read_bytes()
+        if holder is not None and json.loads(data).get("token") != holder.token:
+            create_whole(run.lock, data)  # somebody was quicker, and this was the new lock
     except (OSError, ValueError):
         pass
     finally:

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from hpcdl.architecture import TRAIN_SETTINGS_FILE
+from hpcdl.architecture import TRAIN_SETTINGS_FILE, load_architecture
 from hpcdl.errors import UsageError
-from hpcdl.options import choose_comm, resolve_options
+from hpcdl.options import Options, choose_comm, resolve_options
 from hpcdl.rundir import RunDir
 from hpcdl.settings import read_settings, resolve
 from hpcdl.shards.manifest import NAME as MANIFEST
@@ -62,6 +62,34 @@ def new_run(runs: Path, name: str | None, stem: str) -> tuple[str, Path]:
             f"run name {name!r} is taken: {runs / name} exists; choose another --name, or go on from it with `hpcdl resume {name}`"
         )
     return name, runs / name
+
+
+def train_spec(
+    architecture: str | None,
+    data: str | None,
+    name: str | None,
+    settings: dict[str, str],
+    sbatch: tuple[str, ...],
+    options: Options,
+) -> tuple[JobSpec, Path]:
+    """The spec of a new training run, with its job file.
+
+    Raises:
+        UsageError: no architecture, or an unknown one, or an unknown setting.
+    """
+    if architecture is None:
+        raise UsageError("which architecture? For example: hpcdl submit unet --data data/zion")
+    chosen = load_architecture(architecture)
+    values = chosen.resolve_settings(options.settings_layers(chosen.name, settings))
+    run_name, run_dir = new_run(options.runs, name, chosen.name)
+    request = {
+        "architecture": chosen.name,
+        "job": chosen.job_file.name,
+        "comm": choose_comm(options.comm, options.resources),
+        "data": {"path": str(Path(data).expanduser().absolute())} if data else None,
+        "settings": values,
+    }
+    return JobSpec("train", run_name, run_dir, options.cluster, options.resources, request, sbatch), chosen.job_file
 
 
 def resume_spec(

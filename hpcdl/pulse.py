@@ -25,6 +25,8 @@ LENGTH = struct.Struct("<I")
 TAKEN = SIZE - 1
 """Where the agent says that it has taken note of a failure."""
 
+LONGEST_LINE = 2000
+
 WAITING = "waits for the others"
 PHASES = ("starts", "loads a batch", "computes", WAITING, "validates", "saves", "ends")
 Blame = Literal["own", "all", "peer"]
@@ -81,9 +83,10 @@ class Pulse:
             line: the error in one line.
             text: its traceback.
         """
-        room = SIZE - HEADER.size - LENGTH.size - len(line.encode()) - 200
-        record = json.dumps({"blame": blame, "line": line, "text": text[-room // 8 :]}).encode()
         start = HEADER.size + LENGTH.size
+        line, text = _readable(line[:LONGEST_LINE]), _readable(text[-SIZE:])
+        while len(record := json.dumps({"blame": blame, "line": line, "text": text}).encode()) > TAKEN - start:
+            text = text[len(text) // 8 + 1 :]  # its end tells most
         self._map[start : start + len(record)] = record
         LENGTH.pack_into(self._map, HEADER.size, len(record))  # last: the agent may be looking
 
@@ -111,6 +114,11 @@ class Pulse:
 
     def _write(self) -> None:
         HEADER.pack_into(self._map, 0, self._progress, self._step, self._stop_s, self._phase)
+
+
+def _readable(text: str) -> str:
+    """The text with what no UTF-8 can hold (half a character, a file name's odd bytes) as \\udc80 and the like."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @functools.cache

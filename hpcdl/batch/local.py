@@ -34,6 +34,9 @@ PREFIX = "local-"
 
 END_VARIABLE = "HPCDL_END_TIME"
 
+FOREIGN = ("SLURM_", "PMI_", "PMIX_")
+"""How the variables begin of an allocation that `submit` was called in: the job would take itself for that allocation's."""
+
 
 class Local:
     """This machine, without Slurm."""
@@ -183,7 +186,10 @@ def supervise(run: RunDir, job_id: str) -> int:
         if state or asked or code == 0 or _requeues(run, job_id) <= restart:
             break
         restart += 1
-    run.record("exited", job_id, state=state or ("COMPLETED" if code == 0 else "FAILED"), exit_code=code)
+    if not state:
+        # A cancellation may come between two starts.
+        state = "COMPLETED" if code == 0 else "CANCELLED" if asked else "FAILED"
+    run.record("exited", job_id, state=state, exit_code=code)
     return code
 
 
@@ -192,7 +198,8 @@ def _run_once(run: RunDir, job_id: str, spec: dict[str, Any], restart: int, aske
     resources = Resources(**spec["resources"])
     limit_s = resources.time_min * 60
     environment = {
-        **os.environ, "HPCDL_JOB_ID": job_id, "HPCDL_RESTART_COUNT": str(restart), END_VARIABLE: str(time.time() + limit_s)
+        **{name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)},
+        "HPCDL_JOB_ID": job_id, "HPCDL_RESTART_COUNT": str(restart), END_VARIABLE: str(time.time() + limit_s),
     }  # fmt: skip
     with run.log(job_id).open("ab") as log:
         job = subprocess.Popen(

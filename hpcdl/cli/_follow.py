@@ -41,22 +41,32 @@ def announce(run: RunDir, job_id: str) -> None:
 
 def wait_and_exit(run: RunDir, json_: bool) -> NoReturn:
     """Show progress until the job has ended, then exit with its code; after a failure the end of the log is shown."""
+    info = wait_for(run, quiet=json_)
+    if json_:
+        print_json(describe([run])[0])
+    raise typer.Exit(info.process_code())
+
+
+def wait_for(run: RunDir, quiet: bool) -> JobInfo:
+    """Show progress until the job has ended; then how, and after a failure the end of the log.
+
+    Args:
+        quiet: whether a good end is to be told by the caller.
+    """
     try:
         info = _watch(run)
     except KeyboardInterrupt:
         note(f"hpcdl: no longer waiting; the job goes on: `hpcdl status {run.name}`, `hpcdl cancel {run.name}`")
         raise typer.Exit(130) from None
-    if json_:
-        print_json(describe([run])[0])
     if not info.ok:
         path = run.log(info.job_id)
         if path.is_file():
             note("".join(f"  | {line}\n" for line in path.read_text(errors="replace").splitlines()[-20:]).rstrip())
         reason = f" ({info.reason})" if info.reason else ""
         note(f"hpcdl: job {info.job_id} of {run.name} ended as {info.state}{reason}; its log: {path}")
-    elif not json_:
+    elif not quiet:
         print(f"Job {info.job_id} of {run.name}: {info.state} in {info.elapsed}")
-    raise typer.Exit(info.process_code())
+    return info
 
 
 def _watch(run: RunDir) -> JobInfo:

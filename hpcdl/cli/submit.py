@@ -9,12 +9,10 @@ Example: hpcdl submit unet --data data/zion --nodes 4 --set width=32 --set optim
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hpcdl.architecture import load_architecture
 from hpcdl.batch.script import render
 from hpcdl.cli._options import (
     ClusterName,
@@ -30,9 +28,8 @@ from hpcdl.cli._options import (
     with_resources,
 )
 from hpcdl.errors import UsageError
-from hpcdl.newrun import make_run, new_run
-from hpcdl.options import Options, choose_comm, resolve_options, sbatch_arguments
-from hpcdl.spec import JobSpec
+from hpcdl.newrun import make_run, train_spec
+from hpcdl.options import resolve_options, sbatch_arguments
 
 
 def command() -> Callable[..., None]:
@@ -64,7 +61,7 @@ def submit(
     settings, words = parse_settings(set_), sbatch_arguments(sbatch)
     options = resolve_options(flags)
     warn_omitted(options.cluster, resources)
-    spec, job_file = _new_spec(architecture, data, name, settings, words, options)
+    spec, job_file = train_spec(architecture, data, name, settings, words, options)
     if dry_run and spec.request["data"] is None:
         print(render(spec), end="")
         return
@@ -83,26 +80,3 @@ def submit(
     spec, run, undo = make_run(spec, render, named=name is not None, job_file=job_file)
     job_id = submit_run(spec, run, undo)
     submitted(run, job_id, spec.cluster.name, wait, json_)
-
-
-def _new_spec(
-    architecture: str | None,
-    data: str | None,
-    name: str | None,
-    settings: dict[str, str],
-    sbatch: tuple[str, ...],
-    options: Options,
-) -> tuple[JobSpec, Path]:
-    if architecture is None:
-        raise UsageError("which architecture? For example: hpcdl submit unet --data data/zion")
-    chosen = load_architecture(architecture)
-    values = chosen.resolve_settings(options.settings_layers(chosen.name, settings))
-    run_name, run_dir = new_run(options.runs, name, chosen.name)
-    request = {
-        "architecture": chosen.name,
-        "job": chosen.job_file.name,
-        "comm": choose_comm(options.comm, options.resources),
-        "data": {"path": str(Path(data).expanduser().absolute())} if data else None,
-        "settings": values,
-    }
-    return JobSpec("train", run_name, run_dir, options.cluster, options.resources, request, sbatch), chosen.job_file

@@ -111,7 +111,8 @@ def _fail(error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    _began = time.time()
+    # The agent knows better: importing PyTorch takes longer than all the rest.
+    _began = float(os.environ.get("HPCDL_STARTED", time.time()))
     try:
         sys.exit(main(RunDir(Path(sys.argv[1])), _began))
     except Exception as _error:

@@ -193,6 +193,17 @@ def load_rank(checkpoint: Path, rank: int) -> dict[str, Any]:
     return own
 
 
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """sha256 over all weights and statistics of a state.pt."""
+    digest = hashlib.sha256()
+    for kind in ("networks", "averaged"):
+        for name, network in sorted(state[kind].items()):
+            for key, tensor in sorted(network.items()):
+                digest.update(f"{kind}.{name}.{key}:{tensor.dtype}".encode())
+                digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def to_bytes(content: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as bytes, for `write`."""
     buffer = io.BytesIO()

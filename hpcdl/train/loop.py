@@ -191,7 +191,6 @@ class Trainer:
             line["num_skipped"] = state.num_skipped
         if state.loss_scale.active:
             line["loss_scale"] = state.loss_scale.value
-        line["time"] = time.time()
         self.writer.write("train", state.at.step, line)
 
     def _validate(self, saved: bool) -> None:
@@ -201,13 +200,15 @@ class Trainer:
             saved: whether there is a checkpoint of this step already.
         """
         self.pulse.phase("validates")
+        began = time.perf_counter()
         metrics, state, wanted = self._validation_metrics(), self.state, self.settings.best
         if metrics is None:
             if not saved:
                 self._save()
             return
         state.pending_validation = False
-        self.writer.write("val", state.at.step, {"epoch": state.at.step / self.batches_per_epoch, **metrics})
+        line = {"epoch": state.at.step / self.batches_per_epoch, **metrics, "seconds": time.perf_counter() - began}
+        self.writer.write("val", state.at.step, line)
         better = state.best.see(metrics, state.at.step, wanted)
         if better and saved:
             if self.comm.rank == 0:
@@ -238,6 +239,7 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         began = time.perf_counter()
         self.pulse.phase("saves")
+        self.writer.flush()
         ranks = self.comm.gather(checkpoint.to_bytes(self.state.own()))
         shared = {**self.state.shared(), "data_digest": self.manifest.digest}
         if self.comm.rank == 0:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from hpcdl.errors import FailedError
@@ -57,23 +60,34 @@ class MetricsWriter:
         if not self.active:
             return
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        try:
-            append_line(
-                self.run.metrics_file, {"split": split, "step": step, **{k: _plain(v) for k, v in values.items()}}
-            )
+        with self._tolerated(f"metrics of step {step} could not be written"):
+            line = {"split": split, "step": step, **{name: _plain(value) for name, value in values.items()}}
+            append_line(self.run.metrics_file, line | {"time": round(time.time(), 3)})
             for name, value in numbers.items():
                 self._events().add_scalar(f"{split}/{name}", value, step)
+        shown = {name: value for name, value in numbers.items() if name != "num_steps"}
+        print(f"{split} step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+
+    def flush(self) -> None:
+        """Write out what TensorBoard still holds, so that a kill does not lose what the checkpoint says was done."""
+        if self._board is not None:
+            with self._tolerated("TensorBoard's file could not be written"):
+                self._board.flush()
+
+    def close(self) -> None:
+        """The same, at the end."""
+        if self._board is not None:
+            with self._tolerated("TensorBoard's file could not be written"):
+                self._board.close()
+
+    @contextlib.contextmanager
+    def _tolerated(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if not self.goes_on:
                 raise self._failed(error) from None
-            print(f"warning: metrics of step {step} could not be written: {error.strerror or error}", flush=True)
-        shown = {name: value for name, value in numbers.items() if name not in ("num_steps", "time")}
-        print(f"{split} step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
-
-    def close(self) -> None:
-        """Write out what TensorBoard still holds."""
-        if self._board is not None:
-            self._board.close()
+            print(f"warning: {what}: {error.strerror or error}", flush=True)
 
     def _failed(self, error: OSError) -> FailedError:
         return FailedError(f"{self.run.metrics_file}: cannot be written: {error.strerror or error}")

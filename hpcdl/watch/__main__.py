@@ -6,11 +6,9 @@ decides whether the job goes back to the queue.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,11 +23,10 @@ from hpcdl.lock import release_lock, take_lock
 from hpcdl.resources import Resources
 from hpcdl.rundir import RunDir, newest_step
 from hpcdl.watch.decide import Decision, Ended, decide
-
-LAUNCHER_GRACE_S = 8.0
-"""A launcher may take so long to end after a failure was found; then it is ended."""
+from hpcdl.watch.launch import launch
 
 LAUNCH_PAUSES_S = (2, 10)
+"""Before a launch is tried again."""
 
 REQUEUE_S = 120.0
 """Slurm ends a job that it requeues within this time."""
@@ -98,23 +95,7 @@ class Attempt:
         )
 
     def _launch(self) -> int:
-        self.dir.make()
-        launcher = subprocess.Popen([*self.command, self.dir.name], stdin=subprocess.DEVNULL, process_group=0)
-        count, next_look, failed_since = 0, 0.0, None
-        last_words = [(LAUNCHER_GRACE_S, signal.SIGTERM), (LAUNCHER_GRACE_S + 4, signal.SIGKILL)]
-        while (code := launcher.poll()) is None:
-            now = time.monotonic()
-            if now >= next_look:
-                count, next_look = count + 1, now + BEAT_S
-                self.dir.beat("main", {"count": count})
-                if failed_since is None and "failure" in self.dir.said():
-                    failed_since = now
-            self._hand_on()
-            if failed_since is not None and last_words and now - failed_since > last_words[0][0]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(launcher.pid, last_words.pop(0)[1])
-            time.sleep(0.1)
-        return code if code >= 0 else 128 - code
+        return launch(self.command, self.dir, self._hand_on)
 
     def _hand_on(self) -> None:
         """Hand a stop on to the ranks: a cancellation at once, the end of the walltime as late as can be."""
@@ -128,17 +109,24 @@ class Attempt:
             self.dir.say("stop", why=self.stop)
 
     def _latest_stop(self) -> float:
-        """When the ranks must be asked to stop: three times what a stop took so far before the walltime ends.
+        """When the ranks must be asked to stop: the lead time that was chosen, or three times what a stop took so far.
 
-        At once when the lead time was chosen by the user, nothing is known yet, or a user (not Slurm) sent the signal.
+        Before that is known it is the script's own lead time. At once when a user, not Slurm, sent the signal.
         """
-        now, beat, ends = time.time(), self.dir.read_beat(0), end_time(self.job_id)
+        now, ends = time.time(), end_time(self.job_id)
         resources = Resources(**self.spec["resources"])
-        if resources.signal is not None or not beat or not beat["stop_s"] or ends is None:
+        if ends is None or ends - now > resources.lead_s + EARLY_S:
             return now
-        if ends - now > resources.lead_s + EARLY_S:
-            return now
-        return ends - MARGIN_S - 2 * BEAT_S - 3 * float(beat["stop_s"])
+        stop_s = self._stop_s()
+        if resources.signal is not None or not stop_s:
+            return ends - resources.lead_s
+        return ends - MARGIN_S - 2 * BEAT_S - 3 * stop_s
+
+    def _stop_s(self) -> float:
+        """Seconds that a stop takes, as measured in this attempt or an earlier one; 0 when no checkpoint was made yet."""
+        beat = self.dir.read_beat(0) or {}
+        earlier = [float(event["stop_s"]) for event in self.run.events() if event["event"] == "closed"]
+        return float(beat.get("stop_s", 0)) or next(filter(None, reversed(earlier)), 0.0)
 
     def _close(self, from_step: int, code: int) -> Decision:
         events = self.run.events()
@@ -154,7 +142,7 @@ class Attempt:
         short = {key: failure[key] for key in ("kind", "rank", "host", "step", "line")} if failure else None
         self.run.record(
             "closed", self.job_id, attempt=self.dir.name, code=decision.code, why=decision.why, failure=short,
-            from_step=from_step, to_step=ended.to_step,
+            from_step=from_step, to_step=ended.to_step, stop_s=self._stop_s(),
         )  # fmt: skip
         advice = f"; {decision.advice}" if decision.advice else ""
         print(f"hpcdl: attempt {self.dir.name} of {self.run.name}: {decision.why}{advice}", file=sys.stderr, flush=True)

@@ -62,7 +62,7 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
     go_on = f"`hpcdl resume {name}` goes on from step {ended.to_step}"
     if ended.failure is not None and ended.failure["kind"] not in NODE_FAULTS:
         return Decision(1, False, "failed", go_on)
-    if ended.failure is None and ended.stop == "cancelled":
+    if ended.stop == "cancelled":
         return Decision(CONTINUE_ME, False, "was cancelled", go_on)
     if ended.failure is not None:
         why = "lost a node" if ended.failure["kind"] == "node-lost" else "hung"

@@ -80,6 +80,7 @@ class Agent:
             **os.environ,
             VARIABLE: str(descriptor),
             "HPCDL_ATTEMPT": attempt.name,
+            "HPCDL_STARTED": str(time.time()),
             "HPCDL_JOB_ID": attempt.name.rpartition("-")[0],
         }
         self.child = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -65,14 +64,7 @@ def weights_digest(run: Path) -> str:
     """sha256 over all weights and statistics of a run's newest checkpoint."""
     found = checkpoint.newest_good(RunDir(run).checkpoints, print)
     assert found is not None
-    digest = hashlib.sha256()
-    state = checkpoint.load(found)
-    for kind in ("networks", "averaged"):
-        for name, network in sorted(state[kind].items()):
-            for key, tensor in sorted(network.items()):
-                digest.update(f"{kind}.{name}.{key}".encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
-    return f"{found.name}:{digest.hexdigest()}"
+    return f"{found.name}:{checkpoint.weights_digest(checkpoint.load(found))}"
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

@@ -429,6 +429,33 @@ def test_a_full_disk_may_be_only_warned_of(
     assert [line["step"] for line in lines(tmp_path / "run", "checkpoint")] == [2, 4, 14, 16, 18, 20]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+@pytest.mark.parametrize("on_error", ["stop", "go-on"])
+def test_metrics_on_a_full_disk(
+    small_disk: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str], on_error: str
+) -> None:
+    """The whole run folder is on it, TensorBoard's file as well."""
+    trainer = start(small_disk / "run", manifest, max_steps=12, checkpoint__on_error=on_error)
+    step = trainer.stepper.step
+
+    def watched(*arguments: Any) -> Any:
+        if trainer.state.at.step == 3:
+            fill(small_disk, 0)
+        trainer.writer.flush()
+        return step(*arguments)
+
+    trainer.stepper.step = watched  # type: ignore[method-assign]
+    if on_error == "stop":
+        with pytest.raises(FailedError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+            trainer.train()
+        return
+    assert trainer.train()
+    out = capsys.readouterr().out
+    assert "warning: metrics of step 12 could not be written: No space left on device" in out
+    assert "warning: checkpoint of step 12 could not be written" in out
+    assert "done: 12 steps" in out
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_moment_costs_one_interval(tmp_path: Path) -> None:
     """Fifty times in a row; then the run ends as one that nobody killed."""

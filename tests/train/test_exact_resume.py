@@ -28,7 +28,7 @@ JOBS: dict[str, tuple[Path, dict[str, Any]]] = {
     "unet": (UNET, {**COMMON, "width": 4, "depth": 2, "norm": "batch", "augment": "d4", "jitter": 0.1}),
     "dcgan": (DCGAN, {key: value for key, value in COMMON.items() if key != "dropout"}),
 }
-STOPS = [sorted(random.Random(seed).sample(range(1, NUM_STEPS), 3)) for seed in range(4)]
+STOPS = [sorted(random.Random(seed).sample(range(1, NUM_STEPS), 3)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +112,19 @@ def test_stopped_in_a_validation(tmp_path: Path, manifest: Manifest, whole: Any,
     assert (digest(last), numbers(tmp_path / "run")) == whole["tiny"]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize(("every", "last"), [(5, 9), (5, 13), (4, 8), (3, 14), (6, 6), (20, 7)])
-@pytest.mark.parametrize("name", ["tiny", "unet"])
+@pytest.mark.parametrize(
+    ("name", "every", "last", "asynchronous"),
+    [
+        ("tiny", 5, 9, True),
+        ("tiny", 5, 13, False),
+        ("tiny", 4, 8, True),
+        ("tiny", 3, 14, False),
+        ("tiny", 6, 6, True),
+        ("tiny", 20, 7, False),
+        ("unet", 5, 13, True),
+        ("unet", 4, 8, False),
+    ],
+)
 def test_killed_after_a_checkpoint(
     tmp_path: Path, manifest: Manifest, whole: Any, name: str, every: int, last: int, asynchronous: bool
 ) -> None:
@@ -182,7 +192,9 @@ def test_every_generator_goes_on(tmp_path: Path, manifest: Manifest) -> None:
     assert draw() == first
 
 
-def test_tensorboard_shows_each_step_once(tmp_path: Path, manifest: Manifest) -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_tensorboard_shows_each_step_once(tmp_path: Path, manifest: Manifest, written: bool) -> None:
+    """Whether or not it had written out what came after the checkpoint of step 5 when the run was killed at step 9."""
     values = {**JOBS["tiny"][1], "log_every": 1, "checkpoint.steps": 5}
     first = start(tmp_path / "run", manifest, **values)
     step = first.stepper.step
@@ -190,14 +202,15 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path, manifest: Manifest) ->
     def killed(*arguments: Any) -> Any:
         if first.state.at.step == 9:
             first.saver.wait()
-            first.writer.close()  # TensorBoard has seen all nine
+            if written:
+                first.writer.flush()
             raise KeyboardInterrupt
         return step(*arguments)
 
     first.stepper.step = killed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == list(range(1, 10))
+    assert len(scalars(tmp_path / "run")["train/loss"]) >= (9 if written else 5)
     start(tmp_path / "run", manifest, **values).train()
     shown = scalars(tmp_path / "run")
     for split, number in (("train", 15), ("val", 5)):

@@ -24,7 +24,7 @@ UNET = bundled_root() / "jobs" / "unet.py"
 DCGAN = Path(__file__).parent / "dcgan.py"
 TINY = Path(__file__).parent / "tiny_job.py"
 
-TIMES = ("time", "samples_per_s", "data_share", "compute_share", "comm_share")
+TIMES = ("time", "samples_per_s", "data_share", "compute_share", "comm_share", "seconds")
 """What a line of metrics says of time; all else of it repeats."""
 
 
