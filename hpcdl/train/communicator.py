@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -98,9 +98,11 @@ class Single(Communicator):
 class Horovod(Communicator):
     """Horovod over the site's MPI (and NCCL where it was built in)."""
 
+    ENVIRONMENT: Mapping[str, str] = {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_AUTOTUNE": "0"}
+    """Buckets do the fusion, always the same; Horovod's own depends on timing, and so would the last bit of every sum."""
+
     def __init__(self) -> None:
-        # Buckets do the fusion, always the same; Horovod's own depends on timing, and so would the last bit of every sum.
-        os.environ.update(HOROVOD_FUSION_THRESHOLD="0", HOROVOD_AUTOTUNE="0")
+        os.environ.update(self.ENVIRONMENT)
         try:
             import horovod.torch as hvd
             from horovod.common.exceptions import HorovodInternalError

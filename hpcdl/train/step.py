@@ -178,7 +178,7 @@ class Stepper:
         reason = blame(state.at.step + 1, terms, parameters, self.comm)
         if self.settings.on_nan == "stop":
             raise AgreedError(
-                f"{reason}. The weights did not move, and the last checkpoint is from before: lower optimizer.lr, set "
+                f"{reason}. It did not reach the weights, and the last checkpoint is from before: lower optimizer.lr, set "
                 "optimizer.clip_norm, or leave such steps out with --set on_nan=skip"
             )
         state.num_skipped, state.skips_in_a_row = state.num_skipped + 1, state.skips_in_a_row + 1

@@ -56,6 +56,7 @@ def main() -> None:
         pair = {
             "two unconnected hpcdl ranks": lambda: rate(start("single", [], 0), start("single", [], 1)),
             "hpcdl, two Horovod ranks": lambda: rate(start("horovod", two)),
+            "the same with Horovod's own fusion": lambda: rate(start("fused", two)),
             "hpcdl, two torch.distributed ranks": lambda: rate(start("torch", two, more=address)),
             "bare DistributedDataParallel over gloo": lambda: rate(start("ddp", two, more=address)),
         }

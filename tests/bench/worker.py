@@ -6,9 +6,9 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from hpcdl.catalog import bundled_root
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_settings
 from hpcdl.shards.manifest import load_manifest
-from hpcdl.train.communicator import open_communicator
+from hpcdl.train.communicator import Horovod, open_communicator
 from hpcdl.train.job import DataInfo, load_job
-from hpcdl.train.loop import Trainer, Window
+from hpcdl.train.loop import Trainer
 from hpcdl.train.settings import TrainSettings
 
 WARM_UP, STEPS, EACH = 3, 12, 4
@@ -50,22 +50,36 @@ def bare(folder: Path, distributed: bool) -> float:
 def hpcdl(folder: Path, comm_name: str, number: int) -> float:
     """The project's loop, loader and communicator; seconds."""
     size = 1 if comm_name == "single" else 2
-    comm = open_communicator(comm_name, size)
+    comm = FusedHorovod() if comm_name == "fused" else open_communicator(comm_name, size)
     run = folder / f"run-{comm_name}-{number}"
     run.mkdir(exist_ok=True)
     job, values = make_job(folder, {"batch_size": EACH * size, "log_every": 5, "epochs": 1000})
     manifest = load_manifest(folder / "data")
     trainer = Trainer(RunDir(run), job, manifest, build(TrainSettings, values), comm, ("image", "label"))
     batches = itertools.chain.from_iterable(trainer.loaders["train"].batches(epoch) for epoch in itertools.count())
-    window = Window()
 
     def steps() -> Iterator[None]:
         for batch in batches:
-            trainer._step(batch, window)
-            trainer.at.step += 1
+            trainer.stepper.step(batch, 1e-4)
+            trainer.state.at.step += 1
             yield
 
     return timed(steps())
+
+
+class FusedHorovod(Horovod):
+    """Horovod with its own fusion of gradients, by its DistributedOptimizer's hooks, as it comes."""
+
+    ENVIRONMENT: ClassVar[dict[str, str]] = {}
+
+    def reducer(self, network: torch.nn.Module, name: str, accumulate: int, fp16: bool) -> Callable[[], None]:
+        import horovod.torch as hvd
+
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(network.parameters(), lr=0.0), named_parameters=network.named_parameters(), op=hvd.Sum
+        )
+        finish: Callable[[], None] = optimizer.synchronize
+        return finish
 
 
 def make_job(folder: Path, more: dict[str, Any] | None = None) -> Any:

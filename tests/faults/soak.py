@@ -2,9 +2,9 @@
 
 python -m tests.faults.soak --minutes 10 --seed 7
 
-Needs the cluster of `make cluster`, and root. Prints each fault as it is injected and a table at the end: how often it was injected, how
-often the run survived it, and how many steps were lost (done since the checkpoint from which the run went on). The seed is printed; it
-fixes the faults and the steps after which they come.
+Needs the cluster of `make cluster`, and root. Prints each fault as it is injected and a table at the end: how often it
+was injected, how often the run survived it, and how many steps were lost (done since the checkpoint from which the run
+went on). The seed is printed; it fixes the faults and the steps after which they come.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def train(comm: Communicator, folder: Path, manifest: Manifest) -> dict[str, Any
     def full() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    unsaved = start(folder / "unsaved", manifest, comm=comm, **VALUES, permit=full, checkpoint__steps=5)
+    unsaved = start(folder / "unsaved", manifest, comm=comm, **VALUES, permit=full, checkpoint__steps=4)
     return {
         "done": done,
         "whole": digest(whole),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -64,9 +65,9 @@ def test_several_ranks(tmp_path: Path, comm: str, ranks: int) -> None:
         assert one["broken"].startswith("step 3: loss is nan on rank 1 (")
         assert one["skipped"] == [1, seen[0]["skipped"][1]]
         assert one["unsaved"][1] == seen[0]["unsaved"][1] <= 10
-    assert seen[0]["unsaved"][0].startswith(
-        f"checkpoint of step 5 could not be written to {tmp_path}/unsaved/checkpoints"
-    )
+    # A second one, after the validation of step 6, may fail before the ranks hear of the first.
+    told = rf"checkpoint of step [456] could not be written to {tmp_path}/unsaved/checkpoints: No space left"
+    assert re.match(told, seen[0]["unsaved"][0])
     assert seen[0]["own"]["buffers"] != seen[1]["own"]["buffers"]
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
