@@ -44,7 +44,11 @@ def read_lock(run: RunDir) -> Holder | None:
 
 def still_ours(run: RunDir, attempt: str) -> bool:
     """Whether that attempt is the one that may write."""
-    holder = read_lock(run)
+    for pause_s in (0.2, 1, 3, 0):
+        holder = read_lock(run)
+        if holder is not None or not run.lock.exists():
+            break
+        time.sleep(pause_s)  # a shared file system that has a bad moment
     return holder is not None and holder.attempt == attempt
 
 

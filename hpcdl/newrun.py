@@ -198,12 +198,15 @@ def rewrite_run(run: RunDir, spec: JobSpec, script: str) -> tuple[RunDir, Callab
     moves = [(path, path.with_name(f"{path.stem}.{number}{path.suffix}")) for path in (run.spec_file, run.script)]
     for path, kept in moves:
         shutil.copyfile(path, kept)
+    manifest = run.data_file.read_bytes() if run.data_file.is_file() else None
     _write_spec(run, spec, script, {})
     shutil.copyfile(Path(spec.request["data"]["path"]) / MANIFEST, run.data_file)
 
     def undo() -> None:
         for path, kept in moves:
             kept.replace(path)
+        if manifest is not None:
+            run.data_file.write_bytes(manifest)
 
     return run, undo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -153,11 +154,16 @@ def newest_step(run: RunDir) -> int:
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in a single write."""
+    """Append one JSON object as a line, in a single write.
+
+    Raises:
+        OSError: there was no room for all of it.
+    """
     data = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, data)
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -165,8 +171,13 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
 def write_lines(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Replace a .jsonl file by these objects, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
-    temporary.replace(path)
+    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

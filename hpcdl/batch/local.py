@@ -122,6 +122,12 @@ class Local:
             return info("RUNNING")
         if _session_of(run, job_id):
             return info("RUNNING", None, "without its supervising process, which was killed")
+        # A training's own watching process outlives the supervisor, and says how it ended.
+        mine = [e for e in run.events() if e["job_id"] == job_id and e["event"] in ("closed", "requeued")]
+        if mine and mine[-1]["event"] == "closed":
+            ended, code = mine[-1], int(mine[-1]["code"])
+            until = float(ended["time"])
+            return info("COMPLETED" if code == 0 else "FAILED", code)
         return info("NODE_FAIL", None, "its supervising process is gone (killed, or the machine was restarted)")
 
 

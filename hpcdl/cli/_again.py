@@ -31,12 +31,12 @@ def submit_again(
     dry_run: bool,
     wait: bool,
     json_: bool,
-    changes: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Check the data set, write the new spec and script into the run's folder, submit.
 
     Args:
-        changes: what to tell the user before it is submitted.
+        notes: what to tell the user before it is submitted.
 
     Raises:
         UsageError: the run has a job that waits or runs, or another data set than it began with.
@@ -45,8 +45,8 @@ def submit_again(
         check_not_active(former)
     spec = _away_from_bad_nodes(former, spec)
     spec = check_data(spec, former.code / spec.request["job"], remember=not dry_run, accept_changed=accept_data)
-    for line in changes:
-        note(f"hpcdl: since {former.name} was submitted: {line}")
+    for line in notes:
+        note(f"hpcdl: {line}")
     if dry_run:
         print(render(spec), end="")
         return

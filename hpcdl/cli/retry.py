@@ -49,7 +49,8 @@ def retry(
     spec = resume_spec(former, {}, {}, ())
     step = newest_step(former)
     start = f"goes on from step {step}" if step else "begins anew: it has no checkpoint"
-    submit_again(former, spec, accept_data, dry_run, wait, json_, [*_changes(former, former.spec()), start])
+    changes = [f"since {former.name} was submitted: {line}" for line in _changes(former, former.spec())]
+    submit_again(former, spec, accept_data, dry_run, wait, json_, [*changes, f"{former.name} {start}"])
 
 
 def _changes(former: RunDir, old: dict[str, Any]) -> list[str]:
@@ -61,8 +62,8 @@ def _changes(former: RunDir, old: dict[str, Any]) -> list[str]:
         if digest(current) != old["code_sha256"]:
             lines.append(f"{current} has changed; the run keeps its own copy, {former.code / old['job']}")
     except UsageError:
-        lines.append(f"there is no architecture {old['architecture']} any more; the run keeps its own copy")
+        lines.append(f"no architecture {old['architecture']} is found from here; the run keeps its own copy")
     data = old["data"]
     if load_manifest(Path(data["path"])).digest != data["digest"]:
         lines.append(f"the data set {data['path']} has changed")
-    return lines
+    return list(dict.fromkeys(lines))

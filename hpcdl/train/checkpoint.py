@@ -175,13 +175,13 @@ def newest_good(folder: Path, say: Callable[[str], None], set_aside: bool = Fals
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """state.pt of a checkpoint, on the CPU, mapped into memory; nothing in it can run code.
+    """state.pt of a checkpoint, on the CPU; nothing in it can run code.
 
     Raises:
         DamagedError: it is not readable.
     """
     with _reading(checkpoint / STATE) as path:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

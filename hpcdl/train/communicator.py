@@ -69,7 +69,7 @@ class Communicator(ABC):
         lengths = torch.zeros(self.size, dtype=torch.int64)
         lengths[self.rank] = len(data)
         lengths = self.sum(lengths, "gather.lengths")
-        width = -(-int(lengths.max()) // 8) * 8
+        width = max(8, -(-int(lengths.max()) // 8) * 8)
         table = torch.zeros((self.size, width // 8), dtype=torch.int64)
         padded = bytearray(data.ljust(width, b"\0"))
         table[self.rank] = torch.frombuffer(padded, dtype=torch.int64)

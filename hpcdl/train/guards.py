@@ -68,7 +68,7 @@ def blame(
         terms: of this rank's parts of the batch, by name.
         parameters: whose summed gradients are at hand.
     """
-    bad = {name: mean.total.item() for part in terms for name, mean in part.items() if not _finite(mean)}
+    bad = {name: mean.total.item() for part in terms for name, mean in part.items() if not is_finite(mean)}
     mine = {"host": socket.gethostname(), "bad": {name: str(value) for name, value in bad.items()}}
     answers = [json.loads(data) for data in comm.gather(json.dumps(mine).encode())]
     told = [
@@ -84,5 +84,6 @@ def blame(
     return f"step {step}: " + "; ".join(told[:4] or ["the norm of the gradients is not finite"]) + more
 
 
-def _finite(mean: Mean) -> bool:
+def is_finite(mean: Mean) -> bool:
+    """Whether a loss term is a number."""
     return math.isfinite(mean.total.item()) and math.isfinite(mean.weight.item())

@@ -62,7 +62,9 @@ class Saver:
                 self._fatal = error
             else:
                 self.error = ""
-                self.saved.append(Saved(step, stalled, time.perf_counter() - start, num_bytes))
+                write_s = time.perf_counter() - start
+                stall_s = stalled if self.asynchronous else stalled + write_s
+                self.saved.append(Saved(step, stall_s, write_s, num_bytes))
 
         stalled = time.perf_counter() - began
         if self.asynchronous:

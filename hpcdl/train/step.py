@@ -14,8 +14,8 @@ from torch import nn
 
 from hpcdl.pulse import own_pulse
 from hpcdl.shards.loader import Batch
-from hpcdl.train.communicator import Communicator
-from hpcdl.train.guards import MAX_SKIPS, AgreedError, blame
+from hpcdl.train.communicator import Communicator, sum_plain
+from hpcdl.train.guards import MAX_SKIPS, AgreedError, blame, is_finite
 from hpcdl.train.job import JobBase, Mean, Update
 from hpcdl.train.settings import TrainSettings
 from hpcdl.train.state import State
@@ -69,15 +69,12 @@ class Stepper:
                 group["lr"] = lr
         for network in state.networks.values():
             network.train()
-        # A forward pass on what is not finite spoils batch-norm statistics before anybody notices.
-        guarded = self.settings.on_nan == "skip" or state.loss_scale.active
-        buffers = state.copy_buffers() if guarded else {}
         parts = batch.to(state.device).parts(self.settings.accumulate)
         # The parts go through the job's generator in lockstep, so that each of its updates sees all of them.
         steps = [self.job.training_step(state.networks, part) for part in parts]
         self.agreed.save = self.agreed.save_failed = False
         number = 0
-        while self._update(number, steps, buffers):
+        while self._update(number, steps):
             number += 1
         state.window.samples += self.settings.batch_size
         return self.agreed
@@ -90,8 +87,11 @@ class Stepper:
         yield
         self.state.window.seconds[what] += time.perf_counter() - start
 
-    def _update(self, number: int, steps: list[Iterator[Update]], buffers: Mapping[str, torch.Tensor]) -> bool:
+    def _update(self, number: int, steps: list[Iterator[Update]]) -> bool:
         state = self.state
+        # A forward pass on what is not finite spoils batch-norm statistics before anybody notices.
+        guarded = self.settings.on_nan == "skip" or state.loss_scale.active
+        buffers = state.copy_buffers() if guarded else {}
         weight = torch.zeros((), device=state.device)
         update: Update | None = None
         parameters: dict[str, nn.Parameter] = {}
@@ -173,8 +173,11 @@ class Stepper:
             AgreedError: as `on_nan` wants it.
         """
         state = self.state
-        if state.loss_scale.overflowed():
-            return
+        if state.loss_scale.active:
+            # A loss that is not finite itself is none of the scale's business.
+            wrong = any(not is_finite(mean) for part in terms for mean in part.values())
+            if sum_plain(self.comm, [wrong], "wrong")[0] == 0 and state.loss_scale.overflowed():
+                return
         reason = blame(state.at.step + 1, terms, parameters, self.comm)
         if self.settings.on_nan == "stop":
             raise AgreedError(

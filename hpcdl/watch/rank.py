@@ -53,6 +53,9 @@ GRACE_S = 12.0
 OWN_KINDS = ("error", "killed", "crash", "communication")
 """Failures of this agent's own rank."""
 
+UNHEARD = (-signal.SIGTERM, -signal.SIGUSR1)
+"""How a training ends that is asked to stop while it still starts."""
+
 
 class Agent:
     """Watches one rank."""
@@ -112,7 +115,8 @@ class Agent:
             if code is not None and ended is None:
                 ended = now
                 self._read_stderr()
-                self.state = "ended" if code in (0, CONTINUE_ME) else "lost"
+                well = code in (0, CONTINUE_ME) or (self.asked and code in UNHEARD)
+                self.state = "ended" if well else "lost"
             self._pass_signals()
             if now >= self.next_look or ended == now:
                 self.next_look = now + self.every_s
@@ -149,7 +153,8 @@ class Agent:
             return
         others = range(1, self.size) if self.rank == 0 else (0,)
         self.silence.look({rank: self.attempt.read_beat(rank) for rank in others}, now)
-        lost = self.silence.lost(SUSPECT_S if self.state == "lost" else NODE_TIMEOUT_S)
+        limit_s = max(SUSPECT_S if self.state == "lost" else NODE_TIMEOUT_S, 3 * self.every_s)
+        lost = self.silence.lost(limit_s)
         if lost:
             self._tell_lost(lost)
         elif self.rank == 0:
@@ -180,13 +185,13 @@ class Agent:
         report = f"hpcdl: {who} after step {place['step']}: {line}\n"
         _print((report + "".join(f"  | {row}\n" for row in text.splitlines())).encode())
         while self.held and kind in OWN_KINDS:  # what it said itself before it failed belongs to the report
-            _print(b"  | " + self.held.popleft()[2])
+            _print(b"  | " + self.held.popleft()[2].rstrip(b"\r\n") + b"\n")
         return True
 
     def _tell_own(self) -> None:
         """Tell a failure of which the training has just told, before it is gone."""
         said = self.pulse.failure()
-        if said and self.failed_since is None and self._tell(said):
+        if said and (self.failed_since is not None or self._tell(said)):
             self.pulse.taken()
 
     def _tell(self, said: dict[str, Any]) -> bool:
@@ -208,8 +213,8 @@ class Agent:
             return 1
         if said and self._tell(said):
             return 1
-        if self.asked and code in (-signal.SIGTERM, -signal.SIGUSR1):
-            return 0  # asked to stop before it could listen: nothing was done, nothing is lost
+        if self.asked and (said or code in UNHEARD):
+            return 0  # asked to stop before it, or the rank that it lost, could listen: nothing is lost
         if code == -signal.SIGKILL:
             self._claim("killed", f"killed by SIGKILL {_memory()}")
             return 128 + signal.SIGKILL
@@ -241,7 +246,9 @@ class Agent:
             if not data:
                 return False
             for line in data.splitlines(keepends=True):
-                self.held.append((time.monotonic(), self.pulse.read().progress, line))
+                # Programs write a line in pieces.
+                begun = self.held.pop()[2] if self.held and not self.held[-1][2].endswith((b"\n", b"\r")) else b""
+                self.held.append((time.monotonic(), self.pulse.read().progress, begun + line))
 
     def _release_stderr(self, now: float) -> None:
         if self.failed_since is not None:

@@ -30,7 +30,6 @@ BAD_FLAGS = [
     (["unet", "--sbatch", "--array=0-3"], "hpcdl sets this itself, or cannot follow such a job"),
     (["unet", "--sbatch", "-o x"], "hpcdl sets this itself"),
     (["unet", "--sbatch", "--comment='x"], "No closing quotation"),
-    (["unet", "--resume", "x"], "leave out the architecture"),
     (["--data", "x"], "which architecture"),
 ]
 
@@ -39,7 +38,7 @@ BAD_FLAGS = [
 def test_a_wrong_request_is_one_clear_line_and_code_2(
     hpcdl: Hpcdl, data: Path, flags: list[str], complaint: str
 ) -> None:
-    result = hpcdl("submit", *flags, *([] if "--data" in flags or "--resume" in flags else ["--data", str(data)]))
+    result = hpcdl("submit", *flags, *([] if "--data" in flags else ["--data", str(data)]))
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
     assert __import__("re").search(complaint, result.err), result.err
@@ -131,7 +130,7 @@ def test_a_run_from_submission_to_resume(hpcdl: Hpcdl, data: Path) -> None:
     assert "done: 4 steps" in hpcdl("logs", row["job"]["job_id"]).out
     assert "done: 4 steps" in hpcdl("logs", run.name, "-f").out
 
-    more = hpcdl("submit", "--resume", run.name, "--set", "epochs=3", "--ntasks-per-node", "2", "--wait")
+    more = hpcdl("resume", run.name, "--set", "epochs=3", "--ntasks-per-node", "2", "--wait")
     assert more.code == 0, more.err
     (status,) = json.loads(hpcdl("status", run.name, "--json").out)
     assert (status["attempts"], status["progress"]["step"]) == (2, 6)
@@ -242,7 +241,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_depends_on(hpcdl: Hpcdl, data: 
     assert hpcdl("submit", "unet", "--data", data, *TINY, "--set", "epochs=1", "--name", "x", "--wait").code == 0
     before = Path("runs/x/run.yaml").read_text()
     for change in ("width=4", "batch_size=2", "optimizer.name=sgd", "ema=0.9", "seed=3"):
-        result = hpcdl("submit", "--resume", "x", "--set", change)
+        result = hpcdl("resume", "x", "--set", change)
         assert result.code == 2
         assert "a resumed run keeps it" in result.err
     assert Path("runs/x/run.yaml").read_text() == before
@@ -251,7 +250,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_depends_on(hpcdl: Hpcdl, data: 
 def test_two_submissions_of_one_run_at_once(hpcdl: Hpcdl, data: Path) -> None:
     assert hpcdl("submit", "unet", "--data", data, *TINY, "--set", "epochs=1", "--name", "x", "--wait").code == 0
     Path("runs/x/.submitting").touch()
-    result = hpcdl("submit", "--resume", "x")
+    result = hpcdl("resume", "x")
     assert result.code == 2
     assert "is being submitted by another command" in result.err
 
@@ -266,7 +265,7 @@ def test_an_architecture_and_a_cluster_given_as_files(hpcdl: Hpcdl, data: Path, 
     flags = [*TINY, "--set", "epochs=1", "--set", "norm=none", "--name", "x", "--wait"]
     first = hpcdl("submit", "my files/special.yaml", "--cluster", "my files/box.yaml", "--data", data, *flags)
     assert first.code == 0, first.err
-    assert hpcdl("submit", "--resume", "x", "--set", "epochs=2", "--wait").code == 0
+    assert hpcdl("resume", "x", "--set", "epochs=2", "--wait").code == 0
 
 
 def test_the_folder_of_runs_may_come_from_the_environment(

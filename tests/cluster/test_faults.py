@@ -27,7 +27,7 @@ def project(cluster: Cluster) -> Iterator[Path]:
     folder = cluster.make_workdir("fault s'")
     write_project(folder)
     text = (cluster.checkout / "configs" / "clusters" / "testcluster.yaml").read_text()
-    (folder / "hasty.yaml").write_text(text + "  HPCDL_STALL_TIMEOUT_S: 8\n")
+    (folder / "hasty.yaml").write_text(text + "  HPCDL_STALL_TIMEOUT_S: 25\n")
     give(cluster, folder)
     yield folder
     cluster.remove_workdir(folder)
@@ -184,16 +184,6 @@ def test_a_second_job_is_refused(cluster: Cluster, project: Path, whole: Path) -
     assert cluster.wait_job(job_id, 120) == "COMPLETED"
 
 
-def test_a_dead_jobs_lock_is_taken_over(cluster: Cluster, project: Path, whole: Path) -> None:
-    job_id, run = submit(cluster, project, "left", "--set", "pause_s=0.05")
-    until(lambda: newest_line(run) > 23)
-    cluster.admin(["scancel", "--signal=KILL", "--full", job_id])
-    cluster.wait_job(job_id, 60)
-    assert (run / ".lock").exists()
-    cluster.hpcdl("resume", "left", "--wait", cwd=project, timeout=180)
-    assert same(run, whole)
-
-
 def test_rehearsal_on_the_nodes(cluster: Cluster, project: Path) -> None:
     command = ["rehearse", "paced", "--data", "data", "--nodes", "4", "--steps", "6", "--json"]
     done = json.loads(cluster.hpcdl(*command, cwd=project, timeout=200).stdout)
@@ -214,6 +204,8 @@ def test_a_killed_batch_process_and_a_killed_agent(cluster: Cluster, project: Pa
         os.kill(int(pids[-1]), signal.SIGKILL)
         cluster.wait_job(job_id, SPAN_S)
         assert time.monotonic() - began < SPAN_S
+        # An attempt that was killed leaves its lock behind; the next one takes it over.
+        assert (run / ".lock").exists() == (pattern == f"hpcdl.watch {run}")
         job_id = json.loads(cluster.hpcdl("retry", "killed", "--json", cwd=project).stdout)["job_id"]
         until(lambda: newest_line(run) > 50, 90)
     assert cluster.wait_job(job_id, 120) == "COMPLETED"

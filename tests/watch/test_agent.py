@@ -46,6 +46,10 @@ from hpcdl.watch import rank
 run = RunDir(rank.Path(sys.argv[1]))
 sys.exit(rank.Agent(run, rank.attempt_of(run, sys.argv[2])).watch())
 """
+QUICK = "rank.BEAT_S, rank.GRACE_S = 0.2, 0.5"
+"""What some agents are told, lest the tests take long."""
+
+BEAT = {"count": 1, "state": "runs", "rank": 2, "host": "n4", "step": 12, "phase": "saves", "progress": 0}
 TIMEOUT_S = 40
 
 
@@ -193,7 +197,7 @@ def test_an_end_without_a_word(start: Start, end: str, kind: str, line: str, cod
 
 def test_one_that_only_lost_another_waits_for_who_knows_why(start: Start) -> None:
     knows_nothing = "pulse.fail('peer', 'Horovod: gone', ''); os._exit(1)"
-    ranks = start(knows_nothing, "time.sleep(4); os.kill(os.getpid(), 9)")
+    ranks = start(knows_nothing, "time.sleep(3); os.kill(os.getpid(), 9)", changes=QUICK)
     assert ranks.codes() == [1, 137]
     assert ranks.said(0) == ""
     assert ranks.failure()[:2] == ("killed", 1)
@@ -210,7 +214,7 @@ def test_a_training_that_cannot_end_is_ended(start: Start) -> None:
     hangs = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(600)"
     )
-    ranks = start(hangs, "time.sleep(1); os._exit(3)", changes="rank.GRACE_S = 0.5")
+    ranks = start(hangs, "time.sleep(1); os._exit(3)", changes=QUICK)
     assert ranks.codes() == [1, 3]
     assert ranks.failure()[:2] == ("crash", 1)
     assert ranks.said(0) == ""
@@ -231,7 +235,7 @@ def test_stderr_after_another_ranks_failure_is_set_aside(start: Start) -> None:
             print("noise", file=sys.stderr)
             time.sleep(0.2)
     """
-    ranks = start(noisy, "pulse.advance(1); time.sleep(3); os._exit(3)", changes="rank.GRACE_S = 3")
+    ranks = start(noisy, "pulse.advance(1); time.sleep(3); os._exit(3)", changes="rank.BEAT_S, rank.GRACE_S = 0.2, 2")
     assert ranks.codes() == [1, 3]
     assert ranks.said(0) == ""  # it got nothing done since, so all of this may belong to the failure
     assert set(ranks.attempt.stderr_file(0).read_text().split()) == {"noise"}
@@ -264,6 +268,14 @@ def test_a_stop_before_it_can_listen_is_no_failure(start: Start) -> None:
     assert (ranks.said(0), ranks.attempt.failure()) == ("", None)
 
 
+def test_a_stop_that_one_rank_cannot_hear_is_no_failure_of_the_other(start: Start) -> None:
+    ranks = start(LISTEN + "pulse.fail('peer', 'Horovod: gone', ''); os._exit(1)", "time.sleep(600)", changes=QUICK)
+    until(lambda: (ranks.attempt.read_beat(0) or {"step": 0})["step"], TIMEOUT_S)
+    ranks.attempt.say("stop", why="walltime")
+    assert ranks.codes() == [0, 0]
+    assert ranks.attempt.failure() is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_an_agent_that_is_killed_takes_its_training_along(start: Start) -> None:
     ranks = start("time.sleep(600)")
@@ -278,14 +290,12 @@ def test_an_agent_that_is_killed_takes_its_training_along(start: Start) -> None:
 def test_a_neighbour_that_falls_silent(start: Start, rank: int, silent: int) -> None:
     """Rank 0 watches all others, and these watch rank 0."""
     trainings = ["time.sleep(600)"] * 2 if rank else ["time.sleep(600)"]
-    ranks = start(*trainings, changes="rank.GRACE_S = 0.5", OMPI_COMM_WORLD_SIZE="3", HPCDL_NODE_TIMEOUT_S="3")
+    ranks = start(*trainings, changes=QUICK, OMPI_COMM_WORLD_SIZE="3", HPCDL_NODE_TIMEOUT_S="2")
     ranks.trainings()
     if rank:
         ranks.agents[0].send_signal(signal.SIGSTOP)
     else:
-        ranks.attempt.beat(
-            silent, {"count": 1, "state": "runs", "rank": silent, "host": "n4", "step": 12, "phase": "saves"}
-        )
+        ranks.attempt.beat(silent, BEAT)
     until(ranks.attempt.failure, TIMEOUT_S)
     assert ranks.agents[rank].wait(TIMEOUT_S) == 1
     kind, who, line = ranks.failure()
@@ -297,18 +307,17 @@ def test_a_neighbour_that_falls_silent(start: Start, rank: int, silent: int) -> 
 
 
 def test_several_neighbours_fall_silent_at_once(start: Start) -> None:
-    ranks = start("time.sleep(600)", changes="rank.GRACE_S = 0.5", OMPI_COMM_WORLD_SIZE="4", HPCDL_NODE_TIMEOUT_S="3")
+    ranks = start("time.sleep(600)", changes=QUICK, OMPI_COMM_WORLD_SIZE="4", HPCDL_NODE_TIMEOUT_S="1")
     for silent in (1, 2, 3):
-        beat = {"count": 1, "state": "runs", "rank": silent, "host": "n4", "step": 12, "phase": "saves", "progress": 0}
-        ranks.attempt.beat(silent, beat)
+        ranks.attempt.beat(silent, {**BEAT, "rank": silent})
     assert ranks.codes() == [1]
     assert "rank 1 of 4 on n4 (with ranks 2, 3) failed" in ranks.said(0)
 
 
 def test_a_neighbour_that_has_ended_is_not_missed(start: Start) -> None:
-    ranks = start(LISTEN, "pass", HPCDL_NODE_TIMEOUT_S="2")
+    ranks = start(LISTEN, "pass", changes=QUICK, HPCDL_NODE_TIMEOUT_S="1")
     assert ranks.agents[1].wait(TIMEOUT_S) == 0
-    time.sleep(6)
+    time.sleep(3)
     assert ranks.attempt.failure() is None
     ranks.agents[0].terminate()
     assert ranks.codes() == [0, 0]
@@ -317,7 +326,7 @@ def test_a_neighbour_that_has_ended_is_not_missed(start: Start) -> None:
 def test_a_training_that_gets_nothing_done(start: Start) -> None:
     waits = "pulse.advance(3); pulse.phase('waits for the others'); time.sleep(600)"
     loads = "pulse.advance(3); pulse.phase('loads a batch'); time.sleep(600)"
-    ranks = start(waits, waits, loads, changes="rank.GRACE_S = 0.5", HPCDL_STALL_TIMEOUT_S="5")
+    ranks = start(waits, waits, loads, changes=QUICK, HPCDL_STALL_TIMEOUT_S="3")
     assert ranks.codes() == [1, 1, 1]
     kind, who, line = ranks.failure()
     assert (kind, who) == ("stalled", 2)

@@ -12,6 +12,9 @@ import pytest
 from hpcdl.attempts import BEAT_WIDTH, AttemptDir, attempt_of, create_whole
 from hpcdl.rundir import RunDir
 
+# Processes that only touch files may be forked whatever threads other tests have left behind.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")
+
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> AttemptDir:

@@ -18,6 +18,9 @@ from hpcdl.errors import UsageError
 from hpcdl.lock import Holder, read_lock, release_lock, still_ours, take_lock
 from hpcdl.rundir import RunDir
 
+# Processes that only touch files may be forked whatever threads other tests have left behind.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
