@@ -6,8 +6,8 @@ runs/<name>/attempts/<job id>-<restart>/
   beat-00003     of rank 3, beat-main of the first node: rewritten every few seconds, in place
   stderr-00003   what rank 3 wrote to stderr after another rank had failed
 
-Everything is plain files on the file system that all nodes see: no ports, no clocks that must agree. A file that
-others read is there from the start and is opened for every look, which makes NFS and Lustre clients ask the server.
+Everything is plain files on the file system that all nodes see: no ports, no clocks that must agree. Files are opened
+anew for every look, which makes NFS and Lustre clients ask the server.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ CONTINUE_ME = 85
 """Exit code of a training that was asked to stop, saved its state and can go on (sysexits has none for it; 85 is ERESTART)."""
 
 BEAT_S = 2.0
-"""Seconds between two beats of a rank, and between two looks at what the others wrote."""
+"""Seconds between two beats of a rank, and between two looks at what the others wrote, for up to 127 ranks."""
 
 BEAT_WIDTH = 512
+
+
+def beat_s(num_ranks: int) -> float:
+    """Seconds between two beats of each of so many ranks: a shared file system's metadata server has other users, too."""
+    return BEAT_S * (1 + num_ranks // 128)
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,16 @@ class AttemptDir:
         append_line(self.control, {"what": what, **details})
 
     def said(self) -> dict[str, dict[str, Any]]:
-        """What was told so far, by kind; the first of each kind counts."""
+        """What was told so far, by kind; the first of each kind counts. Nothing when it cannot be read now."""
         told: dict[str, dict[str, Any]] = {}
-        for line in read_lines(self.control):
-            told.setdefault(line["what"], line)
+        try:
+            for line in read_lines(self.control):
+                told.setdefault(line["what"], line)
+            # Appending is not atomic over NFS: the line in `control` may have been overwritten by another one.
+            if "failure" not in told and self.failure_file.exists():
+                told["failure"] = {"what": "failure"}
+        except OSError:  # a shared file system that has a bad moment
+            return told
         return told
 
     def claim(self, failure: Mapping[str, Any]) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from hpcdl.attempts import attempt_of, create_whole
 from hpcdl.errors import UsageError
+from hpcdl.ranks import node_name
 from hpcdl.rundir import RunDir
 
 SILENCE_S = 12.0
@@ -44,11 +44,7 @@ def read_lock(run: RunDir) -> Holder | None:
 
 def still_ours(run: RunDir, attempt: str) -> bool:
     """Whether that attempt is the one that may write."""
-    for pause_s in (0.2, 1, 3, 0):
-        holder = read_lock(run)
-        if holder is not None or not run.lock.exists():
-            break
-        time.sleep(pause_s)  # a shared file system that has a bad moment
+    holder = read_lock(run)
     return holder is not None and holder.attempt == attempt
 
 
@@ -61,7 +57,7 @@ def take_lock(run: RunDir, attempt: str, job_id: str, restart: int, is_active: C
     Raises:
         UsageError: another job writes it.
     """
-    me = Holder(attempt, job_id, restart, socket.gethostname(), secrets.token_hex(8))
+    me = Holder(attempt, job_id, restart, node_name(), secrets.token_hex(8))
     while not create_whole(run.lock, json.dumps(asdict(me)).encode()):
         _make_way(run, me, is_active)
     return me

@@ -111,7 +111,8 @@ def resume_spec(
             f"--set {fixed[0]}: a resumed run keeps it, because its checkpoint was made with it; changeable are: "
             f"{', '.join(CHANGEABLE)}. Start a new run for anything else"
         )
-    kept = {key: value for key, value in old["resources"].items() if value is not None}
+    # What it once waited for is over, and perhaps no longer known to Slurm.
+    kept = {key: value for key, value in old["resources"].items() if value is not None and key != "dependency"}
     given = {key: value for key, value in flags.items() if value is not None}
     file = old.get("cluster_file", "")
     options = resolve_options({"cluster": file if Path(file).is_file() else old["cluster"], **kept, **given})

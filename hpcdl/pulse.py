@@ -7,6 +7,7 @@ reads it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import mmap
@@ -14,6 +15,7 @@ import os
 import struct
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +65,15 @@ class Pulse:
     def phase(self, name: str) -> None:
         """Say what begins now."""
         self._phase = PHASES.index(name)
+        self._write()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In the block this rank waits for the others; afterwards it does what it did before."""
+        before, self._phase = self._phase, PHASES.index(WAITING)
+        self._write()
+        yield
+        self._phase = before
         self._write()
 
     def advance(self, step: int) -> None:

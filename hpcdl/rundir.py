@@ -134,7 +134,7 @@ class RunDir:
         return values
 
     def record(self, event: str, job_id: str, **details: Any) -> None:
-        """Append one event to attempts.jsonl; a line is written whole, whoever else appends."""
+        """Append one event to attempts.jsonl, in a single write."""
         entry = {"event": event, "job_id": job_id, "time": round(time.time(), 3), **details}
         append_line(self.attempts_file, entry)
 
@@ -160,8 +160,11 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
         OSError: there was no room for all of it.
     """
     data = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data  # a full disk or a crash cut the last line short: it must not spoil this one
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:

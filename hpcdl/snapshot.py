@@ -35,14 +35,14 @@ def changes_since(folder: Path) -> list[str]:
     """What a run's code/ folder says of the commit and the packages that is not so any more, a line each."""
     try:
         before = json.loads((folder / "git.json").read_text(encoding="utf-8"))
-        packages = (folder / "env.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        old = _versions((folder / "env.txt").read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError, IndexError):
         return ["what it was submitted with is no longer known (code/git.json, code/env.txt)"]
     lines = []
     now, _ = _git(Path.cwd())
     if now.get("repository") == before.get("repository") and now["commit"] != before["commit"]:
         lines.append(f"git commit: {str(before['commit'])[:12]} → {str(now['commit'])[:12]}")
-    old, new = _versions(packages), _versions(_environment())
+    new = _versions(_environment())
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             lines.append(f"{name}: {old.get(name, 'not there')} → {new.get(name, 'not there')}")

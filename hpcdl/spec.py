@@ -19,7 +19,7 @@ class JobSpec:
     """One job.
 
     Attributes:
-        kind: "train", "preprocess" or "predict": the template's and the module's name.
+        kind: "train", "rehearse", "preprocess" or "predict": the template's and the module's name.
         request: what the module of that kind reads, plain values only.
         sbatch: further sbatch arguments, passed on as they are.
     """

@@ -27,7 +27,32 @@ def test_memory_sizes(text: str, megabytes: int) -> None:
     assert parse_memory(text) == megabytes
 
 
-@pytest.mark.parametrize("values", [{"time": "0"}, {"mem": "lots"}, {"partition": "a\nb"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"time": "0"},
+        {"mem": "lots"},
+        {"partition": "a\nb"},
+        {"signal": "USR1"},
+        {"signal": "TERM@60"},
+        {"signal": "B:USR1@60"},
+        {"signal": "USR1@-5"},
+    ],
+)
 def test_unusable_requests_are_refused(values: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Resources(**values).validate()
+
+
+@pytest.mark.parametrize(
+    ("time", "lead_s"),
+    [("0:20", 10), ("1", 30), ("3:20", 30), ("10", 90), ("1:00:00", 540), ("2:00:00", 600), ("2-00:00:00", 600)],
+)
+def test_a_training_is_warned_a_part_of_its_time_before_the_end(time: str, lead_s: int) -> None:
+    assert Resources(time=time).lead_s == lead_s
+
+
+def test_a_lead_time_that_was_chosen() -> None:
+    resources = Resources(time="10", signal="USR1@45")
+    resources.validate()
+    assert resources.lead_s == 45

@@ -189,7 +189,8 @@ def supervise(run: RunDir, job_id: str) -> int:
     spec, restart = run.spec(), 0
     while True:
         state, code = _run_once(run, job_id, spec, restart, asked)
-        if state or asked or code == 0 or _requeues(run, job_id) <= restart:
+        # Also one that stopped so late that the time limit had to ask it may go on.
+        if asked or code == 0 or _requeues(run, job_id) <= restart:
             break
         restart += 1
     if not state:

@@ -99,12 +99,14 @@ def end_time(job_id: str) -> float | None:
 
 
 def requeue(job_id: str) -> None:
-    """Put a running job back in the queue, from within the job.
+    """Put a running job back in the queue, from within the job; one that Slurm is ending or has requeued is left alone.
 
     Raises:
         HpcdlError: Slurm refuses.
     """
-    if not job_id.startswith(PREFIX):  # the local supervisor reads the event that the attempt has written
+    if job_id.startswith(PREFIX):
+        return  # the local supervisor reads the event that the attempt has written
+    if Slurm().jobs([(job_id, time.time())])[job_id].state == "RUNNING":
         Slurm().requeue(job_id)
 
 

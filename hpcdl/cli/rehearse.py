@@ -116,7 +116,7 @@ def _rehearsal(spec: JobSpec, folder: Path, name: str | None, steps: int, given_
         "longest": min(filter(None, known), key=parse_time, default=None),
     }
     short = min(TIME, spec.resources.time, key=parse_time)
-    resources = replace(spec.resources, time=given_time or short)
+    resources = replace(spec.resources, time=given_time or short, requeue=False)
     request = {**spec.request, "rehearsal": details}
     return replace(spec, kind="rehearse", name=run_name, run_dir=run_dir, resources=resources, request=request)
 

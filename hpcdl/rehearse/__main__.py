@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -49,9 +50,9 @@ def main(run: RunDir, launcher: list[str]) -> int:
 def _stage(run: RunDir, spec: dict[str, Any], name: str) -> RunDir:
     """A training run's folder inside the rehearsal's."""
     stage = RunDir(run.path / name)
-    stage.path.mkdir(exist_ok=True)
-    if not stage.code.exists():
-        stage.code.symlink_to(Path("..") / "code", target_is_directory=True)
+    shutil.rmtree(stage.path, ignore_errors=True)
+    stage.path.mkdir()
+    stage.code.symlink_to(Path("..") / "code", target_is_directory=True)
     return stage
 
 

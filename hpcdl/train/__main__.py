@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ from hpcdl.attempts import CONTINUE_ME
 from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.lock import still_ours
 from hpcdl.pulse import VARIABLE, Blame, own_pulse
-from hpcdl.ranks import own_rank
+from hpcdl.ranks import node_name, own_rank
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_needs
 from hpcdl.shards.manifest import load_manifest
@@ -63,7 +62,8 @@ def main(run: RunDir, began: float) -> int:
         _introduce(trainer, comm, spec["comm"])
     try:
         return _train(run, trainer, spec, attempt, job_id, began)
-    except BaseException:
+    except Exception as error:
+        _tell(error)  # first: with a rank gone, MPI may end this process at any moment
         trainer.saver.give_up(LAST_WRITE_S)
         raise
 
@@ -71,9 +71,7 @@ def main(run: RunDir, began: float) -> int:
 def _train(run: RunDir, trainer: Trainer, spec: dict[str, Any], attempt: str | None, job_id: str, began: float) -> int:
     comm, step = trainer.comm, trainer.resume()
     if comm.rank == 0:
-        run.record(
-            "started", job_id, attempt=attempt, step=step, ranks=comm.size, comm=spec["comm"], host=socket.gethostname()
-        )
+        run.record("started", job_id, attempt=attempt, step=step, ranks=comm.size, comm=spec["comm"], host=node_name())
     done = trainer.train()
     if comm.rank == 0:
         why = "done" if done else "asked to stop"
@@ -89,8 +87,11 @@ def _introduce(trainer: Trainer, comm: Communicator, name: str) -> None:
     print(f"{told}; {comm.size} ranks ({name}) on {trainer.state.device.type}; {trainer.num_steps} steps", flush=True)
 
 
-def _fail(error: BaseException) -> None:
-    """Tell the agent, or the log where there is none, and end without waiting for anybody."""
+def _tell(error: Exception) -> None:
+    """Tell the agent, or the log where there is none, what went wrong; once."""
+    if getattr(error, "told", False):
+        return
+    error.told = True  # type: ignore[attr-defined]
     blame: Blame = "own"
     if isinstance(error, AgreedError):
         blame = "all" if own_rank() == 0 else "peer"
@@ -104,6 +105,11 @@ def _fail(error: BaseException) -> None:
             own_pulse().wait_taken(TELL_S)  # also ranks that leave the telling to rank 0: their end would disturb it
     else:
         print(f"{text}hpcdl: {line}", file=sys.stderr)
+
+
+def _fail(error: Exception) -> None:
+    """Tell, and end without waiting for anybody."""
+    _tell(error)
     sys.stdout.flush()
     sys.stderr.flush()
     # A rank that failed must not wait for the others in MPI_Finalize or Horovod's shutdown: they wait for it.

@@ -18,7 +18,9 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,14 @@ import torch
 from hpcdl.errors import FailedError
 
 LAST, BEST = "LAST", "BEST"
+"""Names of pointers; LAST is for people and other programs, hpcdl itself goes by digests."""
+
+MINE = secrets.token_hex(4)
+"""Part of this process's temporary names: a writer that was taken over must not touch those of its successor."""
+
+READ_PAUSES_S = (0.5, 2.0, 5.0)
+"""A shared file system may refuse to read for a moment; that does not make a checkpoint a damaged one."""
+
 STATE, RANKS, DIGESTS = "state.pt", "ranks.pt", "digests.json"
 
 
@@ -68,9 +78,8 @@ def write(folder: Path, step: int, state: Mapping[str, Any], ranks: Sequence[byt
     Raises:
         OSError: it could not be written (disk full, quota); the former checkpoints are intact.
     """
-    temporary = folder / f".{name_of(step)}.tmp"
+    temporary = folder / f".{name_of(step)}.{MINE}.tmp"
     final = folder / name_of(step)
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         digests = {
@@ -81,12 +90,14 @@ def write(folder: Path, step: int, state: Mapping[str, Any], ranks: Sequence[byt
         _sync(temporary)
         pointer = _draft(folder, LAST, step)  # all that takes room comes before the commit
         permit()
+        former = folder / f".{name_of(step)}.{MINE}.old.tmp"
         if final.exists():  # a validation made the same step worth keeping, or a damaged one could not be moved
-            _discard(final)
+            final.rename(former)
         temporary.rename(final)
+        shutil.rmtree(former, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        (folder / f".{LAST}.tmp").unlink(missing_ok=True)
+        (folder / f".{LAST}.{MINE}.tmp").unlink(missing_ok=True)
         raise
     pointer.replace(folder / LAST)
     _sync(folder)
@@ -133,13 +144,32 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def verify(checkpoint: Path) -> None:
-    """Raises DamagedError, with the reason, when a file is missing or is not what was written."""
+    """Compare a checkpoint with its digests.
+
+    Raises:
+        DamagedError: a file is missing or is not what was written; the message says which.
+        FailedError: a file cannot be read, also not some seconds later.
+    """
+    pauses = iter(READ_PAUSES_S)
+    while True:
+        try:
+            _verify(checkpoint)
+        except OSError as error:
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                raise FailedError(f"{error.filename or checkpoint}: cannot be read: {error.strerror}") from None
+            time.sleep(pause_s)
+        else:
+            return
+
+
+def _verify(checkpoint: Path) -> None:
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
         entries = {name: (digests[name]["num_bytes"], digests[name]["sha256"]) for name in (STATE, RANKS)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DamagedError(f"{checkpoint}: {DIGESTS} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{checkpoint}: {DIGESTS} is not readable: {error}") from None
     for name, (num_bytes, sha256) in entries.items():
         try:
@@ -148,8 +178,8 @@ def verify(checkpoint: Path) -> None:
                 raise DamagedError(f"{checkpoint}: {name} has {size} bytes, {num_bytes} were written")
             with (checkpoint / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DamagedError(f"{checkpoint}: {name}: {error.strerror}") from None
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise DamagedError(f"{checkpoint}: {name} is missing") from None
         if found != sha256:
             raise DamagedError(f"{checkpoint}: {name} is not what was written (its digest differs)")
 
@@ -267,7 +297,7 @@ def _reading(path: Path) -> Iterator[Path]:
 
 
 def _draft(folder: Path, pointer: str, step: int) -> Path:
-    draft = folder / f".{pointer}.tmp"
+    draft = folder / f".{pointer}.{MINE}.tmp"
     try:
         _put(draft, (name_of(step) + "\n").encode())
     except BaseException:

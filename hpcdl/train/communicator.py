@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hpcdl.errors import FailedError, UsageError
+from hpcdl.pulse import own_pulse
 from hpcdl.ranks import own_local_rank, own_rank, own_size
 from hpcdl.train.buckets import GradientBuckets, fill_gradients
 
@@ -47,7 +48,8 @@ class Communicator(ABC):
 
     def sum(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """The sum of a tensor over the ranks."""
-        return self.sum_async(tensor, name)()
+        with own_pulse().waiting():
+            return self.sum_async(tensor, name)()
 
     @abstractmethod
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -75,10 +77,6 @@ class Communicator(ABC):
         table[self.rank] = torch.frombuffer(padded, dtype=torch.int64)
         rows = self.sum(table, "gather.table").numpy()
         return [rows[rank].tobytes()[: int(length)] for rank, length in enumerate(lengths)]
-
-    def barrier(self) -> None:
-        """Wait until all ranks are here."""
-        self.sum(torch.zeros(1), "barrier")
 
 
 class Single(Communicator):
@@ -123,7 +121,10 @@ class Horovod(Communicator):
         return lambda: self._wait(handle)
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
-        handles = [self._hvd.broadcast_async_(tensor, 0, name=f"broadcast.{n}") for n, tensor in enumerate(tensors)]
+        try:
+            handles = [self._hvd.broadcast_async_(tensor, 0, name=f"broadcast.{n}") for n, tensor in enumerate(tensors)]
+        except self._error as error:
+            raise PeerLostError(f"Horovod: {error}") from None
         for handle in handles:
             self._wait(handle)
 
@@ -163,8 +164,11 @@ class TorchDistributed(Communicator):
         return wait
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
-        for tensor in tensors:
-            self._dist.broadcast(tensor, 0)
+        try:
+            for tensor in tensors:
+                self._dist.broadcast(tensor, 0)
+        except RuntimeError as error:
+            raise PeerLostError(f"torch.distributed: {error}") from None
 
 
 def open_communicator(name: str, num_tasks: int) -> Communicator:
@@ -180,6 +184,11 @@ def open_communicator(name: str, num_tasks: int) -> Communicator:
         raise FailedError(
             f"asked for {num_tasks} ranks, but this one sees {comm.size}: the launcher and the MPI that {name} was built "
             "with do not fit together; see docs/troubleshooting.md"
+        )
+    if comm.size > 1 and comm.rank != own_rank():
+        raise FailedError(
+            f"this is rank {comm.rank}, but the launcher's variables say {own_rank()}: hpcdl does not know this launcher; "
+            "see hpcdl/ranks.py"
         )
     return comm
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from hpcdl.errors import FailedError
+from hpcdl.ranks import node_name
 from hpcdl.train.communicator import Communicator
 from hpcdl.train.job import Mean
 
@@ -69,7 +69,7 @@ def blame(
         parameters: whose summed gradients are at hand.
     """
     bad = {name: mean.total.item() for part in terms for name, mean in part.items() if not is_finite(mean)}
-    mine = {"host": socket.gethostname(), "bad": {name: str(value) for name, value in bad.items()}}
+    mine = {"host": node_name(), "bad": {name: str(value) for name, value in bad.items()}}
     answers = [json.loads(data) for data in comm.gather(json.dumps(mine).encode())]
     told = [
         f"{name} is {value} on rank {rank} ({answer['host']})"

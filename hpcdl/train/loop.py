@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from hpcdl.train.schedule import rate
 from hpcdl.train.settings import TrainSettings
 from hpcdl.train.state import State, Window
 from hpcdl.train.step import Stepper, Wishes
+
+PERMIT_S = 30.0
+"""Between two looks at the run's lock, besides those at each checkpoint."""
 
 
 class Trainer:
@@ -77,6 +81,7 @@ class Trainer:
         self.writer = MetricsWriter(run, active=comm.rank == 0, goes_on=goes_on)
         retention = Retention(settings.checkpoint.keep, settings.checkpoint.keep_every)
         self.saver = Saver(run.checkpoints, retention, permit, settings.checkpoint.asynchronous)
+        self.permitted_when = time.monotonic()
         self.saved_when, self.longest_step_s = time.monotonic(), 0.0
         self.agreed = Wishes()
 
@@ -170,6 +175,9 @@ class Trainer:
             self.pulse.stop_takes(2 * self.longest_step_s + saved.stall_s + saved.write_s)
 
     def _log(self, window: Window) -> None:
+        if self.comm.rank == 0 and time.monotonic() - self.permitted_when > PERMIT_S:
+            self.saver.permit()  # an attempt that was taken over must not write on beside the new one
+            self.permitted_when = time.monotonic()
         # Only what a step takes: validation and checkpoints between two lines are not the network's speed.
         elapsed = sum(window.seconds.values())
         names = sorted(window.means)
@@ -200,9 +208,10 @@ class Trainer:
             saved: whether there is a checkpoint of this step already.
         """
         self.pulse.phase("validates")
-        began = time.perf_counter()
+        began, before = time.perf_counter(), randomness.state()
         metrics, state, wanted = self._validation_metrics(), self.state, self.settings.best
         if metrics is None:
+            randomness.restore(before)  # the validation will be done again, from its beginning
             if not saved:
                 self._save()
             return
@@ -233,7 +242,11 @@ class Trainer:
                 if sum_plain(self.comm, [self.flag.asked], "val.stop")[0] > 0:
                     self.agreed.stop = True
                     return None
-        sums = {name: self.comm.sum(value.double(), f"val.{name}") for name, value in sums.items()}
+        mine = json.dumps([[name, list(value.shape)] for name, value in sorted(sums.items())])
+        for rank, other in enumerate(self.comm.gather(mine.encode())):
+            if other.decode() != mine:
+                raise AgreedError(f"validation sums differ between ranks: {mine} here, {other.decode()} on rank {rank}")
+        sums = {name: self.comm.sum(value.double(), f"val.{name}") for name, value in sorted(sums.items())}
         return self.job.summarise(sums)
 
     def _save(self, best: bool = False) -> None:
@@ -249,16 +262,22 @@ class Trainer:
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; all ranks learn whether it was written."""
+        if self._last_failed():
+            if self.settings.checkpoint.on_error == "go-on":
+                self._save()  # there may be room by now; without its last checkpoint a run is not done
+            if self.settings.checkpoint.on_error == "stop" or self._last_failed():
+                self._saving_failed(last=True)
+
+    def _last_failed(self) -> bool:
         self.pulse.phase("saves")
         self.saver.wait()
         self._note_saved()
-        if sum_plain(self.comm, [bool(self.saver.error)], "saved")[0] > 0:
-            self._saving_failed()
+        return sum_plain(self.comm, [bool(self.saver.error)], "saved")[0] > 0
 
-    def _saving_failed(self) -> None:
-        """Raises AgreedError when the last checkpoint could not be written, unless the settings say to go on."""
+    def _saving_failed(self, last: bool = False) -> None:
+        """Raises AgreedError when a checkpoint could not be written, unless another one follows and the settings allow it."""
         reason, self.saver.error = self.saver.error, ""
-        if self.settings.checkpoint.on_error == "stop":
+        if last or self.settings.checkpoint.on_error == "stop":
             raise AgreedError(
                 f"{reason}. The former checkpoints are intact: make room, then `hpcdl resume {self.run.name}`"
             )
@@ -274,6 +293,8 @@ class Trainer:
             step = -1.0 if found is None else checkpoint.step_of(found)
         step = sum_plain(self.comm, [step if self.comm.rank == 0 else 0.0], "resume")[0]
         if step < 0:
+            if any(self.run.checkpoints.glob("damaged-*")) and self.comm.rank == 0:
+                print("no good checkpoint is left: begins at step 0", flush=True)
             self.writer.rewind(0, validated=False)
             return 0
         found = self.run.checkpoints / checkpoint.name_of(int(step))

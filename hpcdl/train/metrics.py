@@ -65,8 +65,9 @@ class MetricsWriter:
             append_line(self.run.metrics_file, line | {"time": round(time.time(), 3)})
             for name, value in numbers.items():
                 self._events().add_scalar(f"{split}/{name}", value, step)
-        shown = {name: value for name, value in numbers.items() if name != "num_steps"}
-        print(f"{split} step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+            shown = {name: value for name, value in numbers.items() if name != "num_steps"}
+            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            print(f"{split} step {step}  {text}", flush=True)
 
     def flush(self) -> None:
         """Write out what TensorBoard still holds, so that a kill does not lose what the checkpoint says was done."""

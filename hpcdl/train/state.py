@@ -147,12 +147,14 @@ class State:
         window = {"means": self.window.means, "seconds": self.window.seconds, "samples": self.window.samples}
         return {
             "random": randomness.state(),
-            "buffers": self.buffers() if self.comm.size > 1 else {},
+            "buffers": self.buffers(),
             "window": window,
         }
 
     def restore(self, shared: Mapping[str, Any]) -> None:
         """Go on from what `shared` gave; random numbers are drawn anew until `restore_own` brings them back, too."""
+        # A resumed run may ask for another weight decay; load_state_dict would bring the former one back.
+        asked = [[group["weight_decay"] for group in one.param_groups] for one in self.optimizers.values()]
         for kind, objects in (
             ("networks", self.networks),
             ("averaged", self.averaged),
@@ -160,6 +162,9 @@ class State:
         ):
             for name, one in objects.items():
                 one.load_state_dict(shared[kind][name])
+        for optimizer, decays in zip(self.optimizers.values(), asked, strict=True):
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
         self.at, self.best = Position(**shared["position"]), Best(**shared["best"])
         self.pending_validation = shared["pending_validation"]
         self.loss_scale.restore(shared["loss_scale"])

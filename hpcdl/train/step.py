@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,7 @@ class Stepper:
                 weight = weight + update.loss.weight.detach()
                 if position == len(steps) - 1:
                     # What all ranks have to know travels while backward runs.
-                    wait = self.comm.sum_async(self._message(weight), f"agree.{number}")
+                    wait = self.comm.sum_async(self._message(weight, update), f"agree.{number}")
                 (update.loss.total * scale).backward(inputs=list(parameters.values()))
             name = "loss" if len(state.networks) == 1 else "loss_" + "_".join(update.networks)
             terms.append({name: update.loss, **update.metrics})
@@ -120,7 +121,11 @@ class Stepper:
         with self.timed("comm"):
             for network in update.networks:
                 self.finish_sums[network]()
-            global_weight, stop, save, save_failed = wait().tolist()
+            global_weight, stop, save, save_failed, names = wait().tolist()
+        if names != self.comm.size * _check_sum(update):
+            raise AgreedError(
+                f"ranks report different terms of the loss; this one {', '.join(update.metrics) or 'none'}"
+            )
         agreed = self.agreed
         self.agreed = Wishes(agreed.stop or stop > 0, agreed.save or save > 0, agreed.save_failed or save_failed > 0)
         with self.timed("compute"):
@@ -152,10 +157,10 @@ class Stepper:
             if parameter.requires_grad
         }
 
-    def _message(self, weight: torch.Tensor) -> torch.Tensor:
+    def _message(self, weight: torch.Tensor, update: Update) -> torch.Tensor:
         mine = self.wishes()
-        flags = torch.tensor([mine.stop, mine.save, mine.save_failed], dtype=torch.float32, device=weight.device)
-        return torch.cat([weight.float().reshape(1), flags])
+        rest = [mine.stop, mine.save, mine.save_failed, _check_sum(update)]
+        return torch.cat([weight.float().reshape(1), torch.tensor(rest, dtype=torch.float32, device=weight.device)])
 
     def _scale(self, number: int, weight: torch.Tensor) -> float:
         """A power of two near 1 / weight: keeps gradients in the range of fp16 without changing a bit of the result."""
@@ -189,6 +194,11 @@ class Stepper:
             raise AgreedError(f"{reason}. {MAX_SKIPS} updates in a row were not finite: skipping does not help")
         if self.comm.rank == 0:
             print(f"skipped: {reason}", flush=True)
+
+
+def _check_sum(update: Update) -> int:
+    """Of the names of an update's terms; small, so that a sum over some thousand ranks is exact in float32."""
+    return zlib.crc32(",".join(sorted(update.metrics)).encode()) % 4093
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hpcdl.attempts import BEAT_S, AttemptDir, attempt_of
+from hpcdl.attempts import AttemptDir, attempt_of, beat_s
 from hpcdl.batch.local import PREFIX
 from hpcdl.batch.queue import end_time, may_be_active, requeue
 from hpcdl.errors import HpcdlError
 from hpcdl.lock import release_lock, take_lock
+from hpcdl.ranks import node_name
 from hpcdl.resources import Resources
 from hpcdl.rundir import RunDir, newest_step
 from hpcdl.watch.decide import Decision, Ended, decide
@@ -34,6 +34,9 @@ REQUEUE_S = 120.0
 MARGIN_S = 10.0
 """Seconds before the end of the walltime that stay unused: Slurm's clock and the launcher's end."""
 
+CLOCK_S = 5.0
+"""By how much this clock may differ from Slurm's."""
+
 EARLY_S = 120.0
 """Slurm sends the walltime's signal up to a minute early; what comes earlier was sent by somebody."""
 
@@ -45,11 +48,12 @@ class Attempt:
         self.run, self.command, self.spec = run, command, run.spec()
         self.job_id = os.environ.get("HPCDL_JOB_ID", "by-hand")
         if self.job_id == "by-hand":
-            self.job_id = f"by-hand-{socket.gethostname()}-{os.getpid()}"
+            self.job_id = f"by-hand-{node_name()}-{os.getpid()}"
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", os.environ.get("HPCDL_RESTART_COUNT", "0")))
         self.dir: AttemptDir = attempt_of(run, f"{self.job_id}-{self.restart}")
         self.asked: list[int] = []
-        self.stop, self.stop_at = "", 0.0
+        self.stop, self.stop_at, self.handed_on = "", 0.0, False
+        self.ends: float | None = None
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -63,15 +67,21 @@ class Attempt:
         )
         try:
             from_step = newest_step(self.run)
-            nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
-            self.run.record("began", self.job_id, attempt=self.dir.name, from_step=from_step, nodes=nodes)
+            self._record("began", from_step=from_step, nodes=os.environ.get("SLURM_JOB_NODELIST", node_name()))
             code = self._launch_patiently()
             decision = self._close(from_step, code)
         finally:
             release_lock(self.run, lock)
-        if decision.requeue and not self._requeue():
-            print(f"hpcdl: `hpcdl resume {self.run.name}` goes on", file=sys.stderr)
+        if decision.requeue and not self._cancelled():
+            self._requeue()
         return decision.code
+
+    def _record(self, event: str, **details: Any) -> None:
+        """An event of this attempt; a full disk must not end the attempt as well."""
+        try:
+            self.run.record(event, self.job_id, attempt=self.dir.name, **details)
+        except OSError as error:
+            print(f"hpcdl: {self.run.attempts_file}: {error.strerror}; {event} {details}", file=sys.stderr, flush=True)
 
     def _launch_patiently(self) -> int:
         """Launch; again when that fails and this job has been launched before, by the same launcher.
@@ -99,28 +109,36 @@ class Attempt:
 
     def _hand_on(self) -> None:
         """Hand a stop on to the ranks: a cancellation at once, the end of the walltime as late as can be."""
-        if not self.stop and signal.SIGTERM in self.asked:
+        if self._cancelled() and self.stop != "cancelled":
             self.stop, self.stop_at = "cancelled", 0.0
-            self.dir.say("stop", why=self.stop)
-        elif not self.stop and signal.SIGUSR1 in self.asked:
+        elif not self.stop and self.asked:
+            self.ends = end_time(self.job_id)
             self.stop, self.stop_at = "walltime", self._latest_stop()
-            self.run.record("warned", self.job_id, attempt=self.dir.name, stop_in_s=round(self.stop_at - time.time()))
-        if self.stop == "walltime" and time.time() >= self.stop_at and "stop" not in self.dir.said():
-            self.dir.say("stop", why=self.stop)
+            self._record("warned", stop_in_s=round(self.stop_at - time.time()))
+        if self.stop and not self.handed_on and time.time() >= self.stop_at:
+            try:
+                self.dir.say("stop", why=self.stop)
+            except OSError:
+                return  # tried again in a moment
+            self.handed_on = True
+
+    def _cancelled(self) -> bool:
+        """Whether somebody asked for the end; a SIGTERM when the walltime is over is Slurm's own."""
+        return signal.SIGTERM in self.asked and (self.ends is None or time.time() < self.ends - CLOCK_S)
 
     def _latest_stop(self) -> float:
         """When the ranks must be asked to stop: the lead time that was chosen, or three times what a stop took so far.
 
         Before that is known it is the script's own lead time. At once when a user, not Slurm, sent the signal.
         """
-        now, ends = time.time(), end_time(self.job_id)
+        now, ends = time.time(), self.ends
         resources = Resources(**self.spec["resources"])
         if ends is None or ends - now > resources.lead_s + EARLY_S:
             return now
         stop_s = self._stop_s()
         if resources.signal is not None or not stop_s:
             return ends - resources.lead_s
-        return ends - MARGIN_S - 2 * BEAT_S - 3 * stop_s
+        return ends - MARGIN_S - 2 * beat_s(resources.num_tasks) - 3 * stop_s
 
     def _stop_s(self) -> float:
         """Seconds that a stop takes, as measured in this attempt or an earlier one; 0 when no checkpoint was made yet."""
@@ -135,14 +153,16 @@ class Attempt:
         started = self._started(self.job_id, self.dir.name)
         failure = self.dir.failure() or (self._post_mortem() if not self.stop and not said else None)
         why = said[-1]["why"] if said else ""
-        ended = Ended(code, failure, started, why, self.stop, from_step, newest_step(self.run))
+        # Ranks that stopped before they were asked to were asked by somebody else: Slurm's SIGTERM for a cancelled job.
+        stop = self.stop if self.handed_on else "cancelled" if self._cancelled() else ""
+        ended = Ended(code, failure, started, why, stop, from_step, newest_step(self.run))
         resources = self.spec["resources"]
         allowed = resources["max_requeues"] if resources["requeue"] and self._may_requeue() else 0
         decision = decide(ended, self.job_id, events, allowed, self.run.name)
         short = {key: failure[key] for key in ("kind", "rank", "host", "step", "line")} if failure else None
-        self.run.record(
-            "closed", self.job_id, attempt=self.dir.name, code=decision.code, why=decision.why, failure=short,
-            from_step=from_step, to_step=ended.to_step, stop_s=self._stop_s(),
+        self._record(
+            "closed", code=decision.code, why=decision.why, failure=short, from_step=from_step, to_step=ended.to_step,
+            stop_s=self._stop_s(),
         )  # fmt: skip
         advice = f"; {decision.advice}" if decision.advice else ""
         print(f"hpcdl: attempt {self.dir.name} of {self.run.name}: {decision.why}{advice}", file=sys.stderr, flush=True)
@@ -164,19 +184,21 @@ class Attempt:
     def _may_requeue(self) -> bool:
         return self.job_id.startswith(PREFIX) or self.job_id.isdigit()
 
-    def _requeue(self) -> bool:
-        """Put the job back in the queue; False when Slurm refuses."""
-        self.run.record("requeued", self.job_id, attempt=self.dir.name)
+    def _requeue(self) -> None:
+        """Put the job back in the queue, unless Slurm has done so already or has ended the job."""
+        self._record("requeued")
         try:
             requeue(self.job_id)
         except HpcdlError as error:
-            if may_be_active(self.run, self.job_id):
-                return True  # Slurm was quicker: it has found the node dead
-            print(f"hpcdl: cannot be put back in the queue: {error}", file=sys.stderr, flush=True)
-            return False
-        if self.job_id.isdigit():
-            time.sleep(REQUEUE_S)  # Slurm ends this process meanwhile
-        return True
+            self._record("refused", why=str(error))
+            print(
+                f"hpcdl: cannot be put back in the queue: {error}; `hpcdl resume {self.run.name}` goes on",
+                file=sys.stderr,
+            )
+            return
+        until = time.monotonic() + REQUEUE_S
+        while self.job_id.isdigit() and signal.SIGTERM not in self.asked and time.monotonic() < until:
+            time.sleep(0.1)  # Slurm ends this process meanwhile
 
 
 if __name__ == "__main__":
@@ -185,3 +207,6 @@ if __name__ == "__main__":
     except HpcdlError as _error:
         print(f"hpcdl: {_error}", file=sys.stderr)
         sys.exit(_error.exit_code)
+    except OSError as _error:
+        print(f"hpcdl: {_error.filename or sys.argv[1]}: {_error.strerror or _error}", file=sys.stderr)
+        sys.exit(1)

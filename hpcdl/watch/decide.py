@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcdl.attempts import CONTINUE_ME
@@ -56,9 +56,12 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
         max_requeues: how often this job may go back to the queue; 0 is never.
         name: the run's, for the advice.
     """
+    # What rank 0 says at its end is said after the last checkpoint was committed: a crash while the ranks part costs nothing.
+    odd = f"; afterwards the launcher ended with code {ended.launcher_code}" if ended.launcher_code else ""
     if ended.why == "done":
-        odd = f"; afterwards the launcher ended with code {ended.launcher_code}" if ended.launcher_code else ""
         return Decision(0, False, "done" + odd)
+    if ended.why:
+        ended = replace(ended, failure=None)
     go_on = f"`hpcdl resume {name}` goes on from step {ended.to_step}"
     if ended.failure is not None and ended.failure["kind"] not in NODE_FAULTS:
         return Decision(1, False, "failed", go_on)
@@ -67,7 +70,7 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
     if ended.failure is not None:
         why = "lost a node" if ended.failure["kind"] == "node-lost" else "hung"
     elif ended.stop == "walltime":
-        why = "stopped before its walltime ended"
+        why = "stopped before its walltime ended" + odd
     elif ended.why == "asked to stop":
         advice = f"a job that was preempted comes back by itself; after a cancellation {go_on}"
         return Decision(CONTINUE_ME, False, "was asked to stop", advice)
@@ -77,9 +80,10 @@ def decide(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]], max_r
     else:
         code = ended.launcher_code or 1
         return Decision(code, False, f"ended with code {code}, and no rank could say why", go_on)
-    code = CONTINUE_ME if ended.stop else 1
+    code = CONTINUE_ME if ended.stop == "walltime" else 1
     advice = "; ".join([go_on, *_bad_nodes(ended, events, name)])
-    used = sum(event["event"] == "requeued" and event["job_id"] == job_id for event in events)
+    mine = [event["event"] for event in events if event["job_id"] == job_id]
+    used = mine.count("requeued") - mine.count("refused")
     if used >= max_requeues:
         limit = f"it was started again {used} times already (--max-requeues)" if max_requeues else "it may not requeue"
         return Decision(code, False, f"{why}; {limit}", advice)
@@ -96,7 +100,7 @@ def bad_nodes(events: Sequence[Mapping[str, Any]]) -> list[str]:
         for event in events
         if event["event"] == "closed" and (event.get("failure") or {}).get("kind") in NODE_FAULTS
     )
-    return sorted(host for host, times in blamed.items() if times >= 2)
+    return sorted(host for host, times in blamed.items() if times >= 2 and host not in ("", "?"))
 
 
 def _bad_nodes(ended: Ended, events: Sequence[Mapping[str, Any]], name: str) -> list[str]:
@@ -110,15 +114,11 @@ def _bad_nodes(ended: Ended, events: Sequence[Mapping[str, Any]], name: str) -> 
 
 
 def _idle(ended: Ended, job_id: str, events: Sequence[Mapping[str, Any]]) -> int:
-    """Attempts of this job in a row, this one included, that saved nothing new."""
-    closed = [
-        (event["from_step"], event["to_step"])
-        for event in events
-        if event["event"] == "closed" and event["job_id"] == job_id
-    ]
+    """Attempts of this job in a row, this one included, that saved nothing new; also those that could not tell their end."""
     number = 0
-    for before, after in [(ended.from_step, ended.to_step), *reversed(closed)]:
-        if after > before:
-            break
-        number += 1
+    for event in reversed(events):
+        if event["event"] == "began" and event["job_id"] == job_id:
+            if event["from_step"] < ended.to_step:
+                break
+            number += 1
     return number

@@ -42,21 +42,24 @@ class Silence:
 
 
 class Progress:
-    """Whether the training as a whole still gets anything done."""
+    """For how long the training as a whole has got nothing done; late looks count as in `Silence`."""
 
-    def __init__(self) -> None:
-        self._most = -1
-        self._since: float | None = None
+    def __init__(self, longest_gap_s: float) -> None:
+        self.longest_gap_s = longest_gap_s
+        self._most, self._seconds = -1, 0.0
+        self._looked: float | None = None
 
     def look(self, beats: Iterable[Beat], now: float) -> float:
         """Seconds since anybody got anything done."""
+        gap = 0.0 if self._looked is None else min(now - self._looked, self.longest_gap_s)
+        self._looked = now
         most = max((beat["progress"] for beat in beats), default=-1)
-        if most > self._most or self._since is None:
-            self._most, self._since = most, now
-        return now - self._since
+        self._seconds = 0.0 if most > self._most else self._seconds + gap
+        self._most = max(most, self._most)
+        return self._seconds
 
 
-def holding_up(beats: Mapping[int, Beat]) -> list[int]:
-    """Ranks that the others wait for: those that do not wait themselves; all of them when every one waits."""
-    busy = [rank for rank, beat in sorted(beats.items()) if beat["phase"] != WAITING]
-    return busy or sorted(beats)
+def holding_up(beats: Mapping[int, Beat], num_ranks: int) -> list[int]:
+    """Ranks that the others wait for: those that never came to life, else those that do not wait themselves."""
+    absent = [rank for rank in range(num_ranks) if rank not in beats]
+    return absent or [rank for rank, beat in sorted(beats.items()) if beat["phase"] != WAITING]

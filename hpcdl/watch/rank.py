@@ -13,7 +13,6 @@ import ctypes
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hpcdl.attempts import BEAT_S, CONTINUE_ME, AttemptDir, attempt_of
+from hpcdl.attempts import CONTINUE_ME, AttemptDir, attempt_of, beat_s
 from hpcdl.pulse import VARIABLE, Pulse
-from hpcdl.ranks import own_rank, own_size
+from hpcdl.ranks import node_name, own_rank, own_size
 from hpcdl.rundir import RunDir
 from hpcdl.watch.neighbours import Progress, Silence, holding_up
 
@@ -62,9 +61,9 @@ class Agent:
 
     def __init__(self, run: RunDir, attempt: AttemptDir) -> None:
         self.attempt = attempt
-        self.rank, self.size, self.host = own_rank(), own_size(), socket.gethostname()
-        self.every_s = BEAT_S * (1 + self.size // 128)
-        self.silence, self.progress = Silence(2 * self.every_s), Progress()
+        self.rank, self.size, self.host = own_rank(), own_size(), node_name()
+        self.every_s = beat_s(self.size)
+        self.silence, self.progress = Silence(2 * self.every_s), Progress(2 * self.every_s)
         self.asked: list[int] = []
         self.count, self.state, self.next_look = 0, "runs", 0.0
         self.told: dict[str, dict[str, Any]] = {}
@@ -161,7 +160,7 @@ class Agent:
             beats = {0: beat, **self.silence.beats}
             seconds = self.progress.look(beats.values(), now)
             if seconds > STALL_TIMEOUT_S:
-                self._tell_stalled(holding_up(beats), beats, seconds)
+                self._tell_stalled(holding_up(beats, self.size), beats, seconds)
 
     def _tell_lost(self, lost: list[int]) -> None:
         beat, seconds = self.silence.beats[lost[0]], self.silence.seconds[lost[0]]
@@ -170,9 +169,17 @@ class Agent:
         self._claim("node-lost", line, rank=lost[0], host=beat["host"], step=beat["step"], who_else=more)
 
     def _tell_stalled(self, ranks: list[int], beats: dict[int, Any], seconds: float) -> None:
-        beat = beats[ranks[0]]
-        line = f"{beat['phase']} for {seconds:.0f} s without getting anything done, and nobody else did either"
-        self._claim("stalled", line, rank=ranks[0], host=beat["host"], step=beat["step"])
+        line = f"nobody got anything done for {seconds:.0f} s"
+        if len(ranks) == 1 and ranks[0] in beats:
+            beat = beats[ranks[0]]
+            line = f"{beat['phase']} for {seconds:.0f} s, and the others wait for it"
+            self._claim("stalled", line, rank=ranks[0], host=beat["host"], step=beat["step"])
+        elif ranks and ranks[0] not in beats:
+            self._claim("stalled", f"{line}; this rank never came to life", rank=ranks[0], host="?")
+        else:
+            # No single node is to blame.
+            phases = "; ".join(f"rank {rank} on {beats[rank]['host']} {beats[rank]['phase']}" for rank in ranks[:4])
+            self._claim("stalled", f"{line}: {phases or 'all wait for each other'}", host="")
 
     def _claim(self, kind: str, line: str, text: str = "", who_else: str = "", **where: Any) -> bool:
         place = {"rank": self.rank, "host": self.host, "step": self.pulse.read().step, **where}
@@ -181,7 +188,7 @@ class Agent:
             return False
         self.failed_since = time.monotonic()
         one_of = f"rank {place['rank']} of {self.size} on {place['host']}{who_else} failed"
-        who = f"all {self.size} ranks stopped" if kind == "agreed" else one_of
+        who = f"all {self.size} ranks stopped" if kind == "agreed" or not place["host"] else one_of
         report = f"hpcdl: {who} after step {place['step']}: {line}\n"
         _print((report + "".join(f"  | {row}\n" for row in text.splitlines())).encode())
         while self.held and kind in OWN_KINDS:  # what it said itself before it failed belongs to the report
@@ -218,7 +225,8 @@ class Agent:
         if code == -signal.SIGKILL:
             self._claim("killed", f"killed by SIGKILL {_memory()}")
             return 128 + signal.SIGKILL
-        if seconds < (PEER_WAIT_S if said else CRASH_WAIT_S):
+        # Whoever has fallen silent must have had the time to be missed.
+        if seconds < (max(PEER_WAIT_S, 5 * self.every_s + 5) if said else CRASH_WAIT_S):
             return None
         if said:
             self._claim("communication", said["line"], said["text"])

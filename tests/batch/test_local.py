@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from hpcdl.batch import local
 from hpcdl.batch.local import Local, process_start
-from hpcdl.batch.queue import cancel_run, job_state, submit_run, wait_run
+from hpcdl.batch.queue import cancel_run, job_state, may_be_active, submit_run, wait_run
 from hpcdl.newrun import write_run
 from hpcdl.options import resolve_options
-from hpcdl.rundir import RunDir
+from hpcdl.rundir import RunDir, write_lines
 from hpcdl.spec import JobSpec
 from tests.conftest import Hpcdl
 
 
-def start(script: str, name: str = "job", time_limit: str = "10") -> RunDir:
+def start(script: str, name: str = "job", time_limit: str = "10", kind: str = "preprocess") -> RunDir:
     options = resolve_options({"time": time_limit})
-    spec = JobSpec("preprocess", name, Path.cwd() / "runs" / name, options.cluster, options.resources)
+    spec = JobSpec(kind, name, Path.cwd() / "runs" / name, options.cluster, options.resources)
     run, undo = write_run(spec, "#!/bin/bash\n" + script, request={})
     submit_run(spec, run, undo)
     return run
@@ -89,6 +90,114 @@ def test_a_job_outlives_its_supervisor_and_can_be_cancelled(workdir: Path) -> No
     assert info is not None
     assert info.state == "NODE_FAIL"
     assert "supervising process is gone" in info.reason
+
+
+REQUEUE = """requeue() { printf '{"event": "requeued", "job_id": "%s", "time": 1}\\n' "$HPCDL_JOB_ID" >> attempts.jsonl; exit 85; }
+"""
+"""What hpcdl.watch does when work is left."""
+
+
+def running(run: RunDir) -> list[int]:
+    return [event["restart"] for event in run.events() if event["event"] == "running"]
+
+
+def test_a_job_that_asks_for_it_is_started_again(workdir: Path) -> None:
+    run = start(REQUEUE + 'echo "$HPCDL_RESTART_COUNT"; [ "$HPCDL_RESTART_COUNT" = 2 ] || requeue\n')
+    assert wait(run) == "COMPLETED"
+    assert running(run) == [0, 1, 2]
+    assert log(run) == "0\n1\n2\n"
+    assert [event["event"] for event in run.events()].count("exited") == 1
+
+
+def test_a_job_that_fails_without_asking_is_not_started_again(workdir: Path) -> None:
+    run = start(REQUEUE + '[ "$HPCDL_RESTART_COUNT" = 0 ] && requeue; exit 85\n')
+    assert wait(run) == "FAILED"
+    assert running(run) == [0, 1]
+    info = job_state(run)
+    assert info is not None
+    assert info.exit_code == 85
+
+
+def test_a_cancelled_job_is_not_started_again(workdir: Path) -> None:
+    run = start(REQUEUE + "trap requeue TERM; touch there; while :; do sleep 0.05; done\n", kind="train")
+    until(run.path / "there")
+    cancel_run(run)
+    assert wait(run) == "CANCELLED"
+    assert running(run) == [0]
+
+
+def test_a_cancellation_between_two_starts(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    def once(run: RunDir, job_id: str, spec: object, restart: int, asked: list[int]) -> tuple[str, int]:
+        starts.append(restart)
+        run.record("requeued", job_id)
+        asked.append(signal.SIGTERM)
+        return "", 85
+
+    run = start("exit 0\n")
+    wait(run)
+    monkeypatch.setattr(local, "_run_once", once)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert local.supervise(run, "local-later") == 85
+    assert starts == [0]
+    assert run.events()[-1]["state"] == "CANCELLED"
+
+
+def test_a_training_is_warned_before_its_walltime_ends(workdir: Path) -> None:
+    script = "trap 'echo warned; exit 0' USR1; date +%s; echo ${HPCDL_END_TIME%.*}; while :; do sleep 0.05; done\n"
+    run = start(script, time_limit="0:06", kind="train")
+    assert wait(run) == "COMPLETED"
+    began, end, warned = log(run).split()
+    assert warned == "warned"
+    assert 5 <= int(end) - int(began) <= 7
+    other = start("trap 'echo warned' USR1; sleep 1.5\n", name="other", time_limit="0:02")
+    assert wait(other) == "COMPLETED"
+    assert log(other) == ""
+
+
+def test_a_training_that_stopped_too_late_goes_on_all_the_same(workdir: Path) -> None:
+    run = start(
+        REQUEUE + 'trap requeue TERM; trap : USR1; [ "$HPCDL_RESTART_COUNT" = 0 ] || exit 0; while :; do sleep 0.05; done\n',
+        time_limit="0:02", kind="train",
+    )  # fmt: skip
+    assert wait(run) == "COMPLETED"
+    assert running(run) == [0, 1]
+
+
+@pytest.mark.parametrize(("kind", "heard"), [("train", "leader\n"), ("preprocess", "child\n")])
+def test_who_is_asked_to_end(workdir: Path, kind: str, heard: str) -> None:
+    """A training's leader hands a stop on; a shell would leave its children without a chance."""
+    child = "trap 'echo child; exit 0' TERM; touch there; while :; do sleep 0.05; done"
+    run = start(f"trap 'echo leader; kill -9 $!; exit 0' TERM; bash -c {child!r} & wait\n", kind=kind)
+    until(run.path / "there")
+    os.kill(run.events()[0]["pid"], signal.SIGTERM)
+    assert wait(run) == "CANCELLED"
+    assert log(run) == heard
+
+
+def test_a_job_does_not_take_itself_for_the_allocation_it_was_submitted_in(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "9", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "PMIX_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    run = start('echo "${SLURM_JOB_ID:-${HPCDL_JOB_ID}}"; env | grep -E "^(SLURM|PMI)" || true\n')
+    assert wait(run) == "COMPLETED"
+    assert log(run) == f"{run.job_ids()[0]}\n"
+
+
+def test_whether_a_job_may_be_active(workdir: Path) -> None:
+    run = start("touch there; while [ ! -e go ]; do sleep 0.05; done\n")
+    until(run.path / "there")
+    job_id = run.job_ids()[0]
+    assert may_be_active(run, job_id) is True
+    (run.path / "go").touch()
+    wait(run)
+    assert may_be_active(run, job_id) is False
+    assert may_be_active(run, "local-unknown") is None
+    (event, *rest) = run.events()
+    write_lines(run.attempts_file, [{**event, "host": "elsewhere"}, *rest])
+    assert may_be_active(run, job_id) is None
 
 
 def test_a_reused_process_id_is_not_the_job(workdir: Path) -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,10 +43,11 @@ CASES = {
 }
 
 
-def make(case: str, name: str = "zion-unet", request: dict[str, str] | None = None) -> str:
+def make(case: str, name: str = "zion-unet", request: dict[str, str] | None = None, **changes: Any) -> str:
     kind, cluster, resources = CASES[case]
     spec = JobSpec(
-        kind, name, Path("/scratch/it's mine/runs") / name, load_cluster(cluster), resources, request or REQUEST,
+        kind, name, Path("/scratch/it's mine/runs") / name, load_cluster(cluster), replace(resources, **changes),
+        request or REQUEST,
         python="/opt/hpcdl/.venv/bin/python",
     )  # fmt: skip
     return render(spec)
@@ -88,3 +91,15 @@ def test_names_never_reach_the_shell_unquoted(workdir: Path) -> None:
 def test_a_line_break_cannot_smuggle_in_a_directive(workdir: Path) -> None:
     with pytest.raises(ValueError, match="line break"):
         make("local-train", name="a\n#SBATCH --uid=0")
+
+
+def test_the_walltimes_signal_goes_to_the_process_that_hands_it_on(workdir: Path) -> None:
+    for case, wanted in (("expanse-train", "B:USR1@45"), ("testcluster-preprocess", "USR1@45")):
+        assert f"#SBATCH --signal={wanted}\n" in make(case, signal="USR1@45")
+    assert "#SBATCH --signal=B:USR1@30\n" in make("expanse-train", time="1:00")
+    assert "--signal" not in make("testcluster-preprocess")
+
+
+@pytest.mark.parametrize(("requeue", "line"), [(True, "--requeue"), (False, "--no-requeue")])
+def test_requeue_is_said_either_way(workdir: Path, requeue: bool, line: str) -> None:
+    assert f"#SBATCH {line}\n" in make("expanse-train", requeue=requeue)

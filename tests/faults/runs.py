@@ -91,11 +91,12 @@ def until(what: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def beats(run: Path) -> dict[int, dict[str, Any]]:
-    """The beats of all ranks of the newest attempt."""
+def beats(run: Path, attempt: str = "") -> dict[int, dict[str, Any]]:
+    """The beats of all ranks of an attempt, the newest one unless named."""
     began = events(run, "began")
     found = {}
-    for path in (run / "attempts" / began[-1]["attempt"]).glob("beat-0*") if began else ():
+    name = attempt or (began[-1]["attempt"] if began else "none")
+    for path in (run / "attempts" / name).glob("beat-0*"):
         try:
             beat = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:

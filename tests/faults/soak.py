@@ -168,11 +168,14 @@ def soak(cluster: Cluster, folder: Path, minutes: float, seed: int) -> bool:
             break
         until(lambda: newest_line(subject.run) >= wanted, COME_BACK_S)  # noqa: B023 - waited for at once
         name = order.pop()
-        reached, started = _reached(subject), len(events(subject.run, "started"))
+        started, began = len(events(subject.run, "started")), len(events(subject.run, "began"))
         tallies[name].injected += 1
         getattr(subject, name)()
         until(lambda: len(events(subject.run, "started")) > started, COME_BACK_S)  # noqa: B023
         back = events(subject.run, "started")[-1]["step"]
+        reached = max(
+            wanted, *(_reached(subject, event["attempt"]) for event in events(subject.run, "began")[began - 1 : -1])
+        )
         tallies[name].lost.append(max(0, reached - back))
         print(f"{time.strftime('%H:%M:%S')} {name}: at step {reached}, went on from {back}", flush=True)
     cluster.wait_job(subject.job_id, 60 + 4 * STEP_S * steps)
@@ -189,9 +192,10 @@ def soak(cluster: Cluster, folder: Path, minutes: float, seed: int) -> bool:
     return same_weights and same_lines
 
 
-def _reached(subject: Soak) -> int:
-    """The furthest step that any rank tells of."""
-    return max([newest_line(subject.run), *(beat["step"] for beat in beats(subject.run).values())])
+def _reached(subject: Soak, attempt: str) -> int:
+    """The furthest step that an attempt, which has ended, tells of."""
+    said = [event["step"] for event in events(subject.run, "ended") if event["attempt"] == attempt]
+    return max([0, *said, *(beat["step"] for beat in beats(subject.run, attempt).values())])
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ printed; HPCDL_TEST_SEED repeats them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hpcdl.attempts import CONTINUE_ME
 from hpcdl.batch.local import _session
 from hpcdl.batch.queue import job_state
 from hpcdl.lock import read_lock
-from hpcdl.rundir import RunDir
+from hpcdl.rundir import RunDir, all_runs
 from tests.conftest import Hpcdl
 from tests.datasets import write_blobs
 from tests.faults.runs import beats, events, losses, newest_line, until, weights_digest, write_project
@@ -42,12 +43,14 @@ Whole = Callable[[int], Run]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs of this file."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of all runs of this file; what a failed test leaves running ends with it."""
     folder = tmp_path_factory.mktemp("faults") / "it's one"
     folder.mkdir()
     write_project(folder)
-    return folder
+    yield folder
+    for run in filter(lambda run: state(run.path) == "", all_runs(folder / "runs")):
+        kill_all(run.path)
 
 
 @pytest.fixture
@@ -62,10 +65,10 @@ def workdir(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.fixture
-def draw(request: pytest.FixtureRequest) -> random.Random:
+def draw(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     """Random moments of this test's own."""
-    print("HPCDL_TEST_SEED", SEED)
-    return random.Random(f"{SEED} {request.node.name}")
+    yield random.Random(f"{SEED} {request.node.name}")
+    print("HPCDL_TEST_SEED", SEED)  # last: the command line takes what was printed before
 
 
 @pytest.fixture
@@ -134,6 +137,17 @@ def processes(run: Run, words: Sequence[str]) -> list[int]:
     return found
 
 
+def kill_all(run: Run) -> None:
+    """Kill the run's job with its supervisor, as when the machine goes down."""
+    session, supervisor = leader(run), int(events(run, "submitted")[-1]["pid"])
+    for pid in [supervisor, *_session(session)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(supervisor, 0)
+    until(lambda: not _session(session), END_S)
+
+
 def log(run: Run) -> str:
     return "".join(RunDir(run).log(job_id).read_text() for job_id in RunDir(run).job_ids())
 
@@ -152,9 +166,13 @@ def row(hpcdl: Hpcdl, run: Run) -> dict[str, Any]:
 
 
 def test_three_walltimes_and_one_submit(hpcdl: Hpcdl, whole: Whole) -> None:
+    """Walltimes of some 20 s, of which half is left when the ranks are asked to stop; longer where starts take long."""
     expected = whole(2)
-    run = submit(hpcdl, "walltimes", 2, *pace(0.3), "--time", "0:20")
-    assert wait(run, 200) == "COMPLETED"
+    began, started = (events(expected, kind)[0]["time"] for kind in ("began", "started"))
+    seconds = round(12 + 3 * (started - began))
+    flags = [*pace(2.1 * seconds / 2 / STEPS), "--time", f"0:{seconds}", "--max-requeues", "50"]
+    run = submit(hpcdl, "walltimes", 2, *flags)
+    assert wait(run, 250) == "COMPLETED"
     same(run, expected)
     assert len(RunDir(run).job_ids()) == 1
     assert row(hpcdl, run)["attempts"] == len(events(run, "began")) >= 3
@@ -171,10 +189,10 @@ def test_three_stops_at_random_steps(
     hpcdl: Hpcdl, whole: Whole, draw: random.Random, ranks: int, stops: list[str]
 ) -> None:
     expected = whole(ranks)
-    run = submit(hpcdl, f"stops-{ranks}", ranks, *pace(0.05))
+    run = submit(hpcdl, f"stops-{ranks}", ranks, *pace(0.15))  # a stop comes within two seconds
     for number, stop in enumerate(stops, start=1):
         starts(run, number)
-        reached(run, events(run, "started")[-1]["step"] + draw.randint(2, 12))
+        reached(run, events(run, "started")[-1]["step"] + draw.randint(1, 4))
         if stop == "signal":
             os.kill(leader(run), signal.SIGUSR1)
         else:
@@ -213,20 +231,18 @@ def test_any_process_may_be_killed(hpcdl: Hpcdl, whole: Whole, draw: random.Rand
         time.sleep(draw.random() * 0.1)
         victims = processes(run, VICTIMS[name])
         assert len(victims) == (ranks if name in ("training", "agent") else 1)
-        victim, step = draw.choice(victims), newest_line(run)
+        victim = draw.choice(victims)
         of_rank = {beat["pid"]: rank for rank, beat in beats(run).items()}
-        print(f"attempt {number}: killing the {name}, process {victim}, at step {step}")
         os.kill(victim, signal.SIGKILL)
         assert wait(run, END_S) == "FAILED"
-        assert not _session(leader(run))
+        until(lambda: not _session(leader(run)), 5)
         told = RunDir(run).log(RunDir(run).job_ids()[-1]).read_text()
         if name == "training":
             (line,) = [line for line in told.splitlines() if line.startswith("hpcdl: rank ")]
             rank = of_rank[victim]
             assert line.startswith(f"hpcdl: rank {rank} of {ranks} on {socket.gethostname()} failed after step ")
             assert "killed by SIGKILL" in line
-        answer = again(hpcdl, draw.choice(["retry", "resume"]), run)
-        print(answer)
+        again(hpcdl, draw.choice(["retry", "resume"]), run)
     assert wait(run) == "COMPLETED"
     same(run, expected)
     assert row(hpcdl, run)["attempts"] == len(names) + 1
@@ -262,22 +278,14 @@ def test_attempts_without_progress_come_to_an_end(hpcdl: Hpcdl, stuck: None) -> 
     assert (found["attempts"], found["job"]["exit_code"]) == (3, CONTINUE_ME)
 
 
-@pytest.mark.parametrize(
-    ("flags", "why"),
-    [
-        (["--max-requeues", "0"], "it may not requeue"),
-        (["--no-requeue"], "it may not requeue"),
-        (["--max-requeues", "1"], "it was started again 1 times already (--max-requeues)"),
-    ],
-)
-def test_a_job_is_started_again_as_often_as_it_may(hpcdl: Hpcdl, stuck: None, flags: list[str], why: str) -> None:
-    run = submit(hpcdl, "".join(flags), 1, *flags, architecture="stuck")
-    attempts = 2 if flags[-1] == "1" else 1
-    for number in range(attempts):
-        stop_attempt(run, number + 1)
+@pytest.mark.parametrize("flags", [["--max-requeues", "0"], ["--no-requeue"]])
+def test_a_job_that_may_not_requeue(hpcdl: Hpcdl, stuck: None, flags: list[str]) -> None:
+    run = submit(hpcdl, f"once{''.join(flags)}", 1, *flags, architecture="stuck")
+    stop_attempt(run, 1)
     assert wait(run, END_S) == "FAILED"
-    assert len(events(run, "began")) == attempts
-    assert f"stopped before its walltime ended; {why}; `hpcdl resume {run.name}` goes on from step 0" in log(run)
+    assert len(events(run, "began")) == 1
+    why = f"stopped before its walltime ended; it may not requeue; `hpcdl resume {run.name}` goes on from step 0"
+    assert why in log(run)
     assert row(hpcdl, run)["job"]["exit_code"] == CONTINUE_ME
 
 
@@ -308,11 +316,7 @@ def test_the_lock_of_a_killed_job_is_taken_over(hpcdl: Hpcdl, whole: Whole) -> N
     expected = whole(1)
     run = submit(hpcdl, "stale", 1, *pace(0.1))
     reached(run, 7)
-    session, supervisor = leader(run), int(events(run, "submitted")[-1]["pid"])
-    for pid in [supervisor, *_session(session)]:  # as when the machine goes down
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(supervisor, 0)
-    until(lambda: not _session(session), END_S)
+    kill_all(run)
     assert state(run) == "NODE_FAIL"
     (job_id,) = RunDir(run).job_ids()
     holder = read_lock(RunDir(run))
@@ -367,4 +371,4 @@ def test_a_data_set_that_has_changed(hpcdl: Hpcdl) -> None:
     assert told[2:] == ["hpcdl: changed goes on from step 12"]
     assert wait(run) == "FAILED"  # 13 steps later, just as it was
     assert events(run, "started")[-1]["step"] == 12
-    assert "failed after step 22" in log(run)  # the epoch of five steps began anew
+    assert "failed after step 24: ArithmeticError" in log(run)

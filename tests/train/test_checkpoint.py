@@ -105,8 +105,8 @@ def test_any_byte_of_the_digests_that_flipped_is_found_or_does_no_harm(tmp_path:
         (lambda path: (path / "digests.json").write_text("[]"), "digests.json is not readable: "),
         (lambda path: (path / "digests.json").write_text('{"state.pt": {}}'), "digests.json is not readable: "),
         (lambda path: (path / "digests.json").write_bytes(b"\xff\xfe"), "digests.json is not readable: "),
-        (lambda path: (path / "state.pt").unlink(), "state.pt: No such file or directory"),
-        (lambda path: (path / "ranks.pt").unlink(), "ranks.pt: No such file or directory"),
+        (lambda path: (path / "state.pt").unlink(), "state.pt is missing"),
+        (lambda path: (path / "ranks.pt").unlink(), "ranks.pt is missing"),
         (lambda path: (path / "digests.json").unlink(), "digests.json is missing"),
         (lambda path: [file.unlink() for file in path.iterdir()], "digests.json is missing"),
     ],
@@ -449,11 +449,11 @@ def test_metrics_on_a_full_disk(
         with pytest.raises(FailedError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
             trainer.train()
         return
-    assert trainer.train()
+    # Without its last checkpoint a run is not done, whatever it may go on without.
+    with pytest.raises(AgreedError, match="checkpoint of step 12 could not be written"):
+        trainer.train()
     out = capsys.readouterr().out
     assert "warning: metrics of step 12 could not be written: No space left on device" in out
-    assert "warning: checkpoint of step 12 could not be written" in out
-    assert "done: 12 steps" in out
 
 
 @pytest.mark.slow

@@ -164,7 +164,9 @@ def test_fp16_goes_on_exactly(tmp_path: Path, manifest: Manifest, monkeypatch: p
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-def test_fp16_does_not_blame_the_scale_for_a_loss_that_is_not_finite(tmp_path: Path, manifest: Manifest, on_nan: str) -> None:
+def test_fp16_does_not_blame_the_scale_for_a_loss_that_is_not_finite(
+    tmp_path: Path, manifest: Manifest, on_nan: str
+) -> None:
     calls = ",".join(map(str, range(2, 200)))
     trainer = start(tmp_path / "run", manifest, **STEADY, precision="fp16", on_nan=on_nan, bad_calls=calls)
     with pytest.raises(AgreedError, match="loss is nan on rank 0"):

@@ -101,22 +101,23 @@ def test_a_job_that_may_not_requeue() -> None:
 
 def test_attempts_that_save_nothing_end() -> None:
     idle = replace(WALLTIME, from_step=20)
-    events = [closed(0, 20)]
+    events = [event("began", from_step=0), closed(0, 20)]
     for _ in range(IDLE_ATTEMPTS - 1):
+        events.append(event("began", from_step=20))  # with or without a word of its end
         assert asked(idle, events).requeue
-        events.append(closed(20, 20))
+    events.append(event("began", from_step=20))
     decision = asked(idle, events)
     assert (decision.code, decision.requeue) == (CONTINUE_ME, False)
     assert f"{IDLE_ATTEMPTS} attempts in a row saved nothing new" in decision.why
     assert "ask for a longer --time" in decision.advice
-    assert asked(WALLTIME, events).requeue  # this one did save
-    assert asked(idle, [closed(20, 20), closed(20, 20), closed(20, 30)]).requeue
-    assert asked(idle, [closed(20, 20, job_id="76")] * 5).requeue  # a new job begins to count anew
+    assert asked(replace(idle, to_step=21), events).requeue  # this one did save
+    assert asked(idle, [event("began", "76", from_step=20)] * 5).requeue  # a new job begins to count anew
 
 
 def test_attempts_that_saved_and_lost_it_count_as_idle() -> None:
     # A damaged checkpoint was set aside: the newest one is older than before.
-    assert not asked(Ended(1, LOST, True, "", "", 20, 10), [closed(20, 20), closed(20, 20)]).requeue
+    began = [event("began", from_step=20)] * IDLE_ATTEMPTS
+    assert not asked(Ended(1, LOST, True, "", "", 20, 10), began).requeue
 
 
 @pytest.mark.parametrize("kind", NODE_FAULTS)

@@ -67,7 +67,7 @@ def test_all_lost_ranks_in_order() -> None:
 
 
 def test_progress_of_anybody_counts() -> None:
-    progress = Progress()
+    progress = Progress(100)
     assert progress.look([], 5) == 0
     assert progress.look([beat(1, progress=0), beat(1, progress=0)], 10) == 0
     assert progress.look([beat(2, progress=0), beat(2, progress=0)], 18) == 8
@@ -76,8 +76,15 @@ def test_progress_of_anybody_counts() -> None:
     assert progress.look([beat(3, progress=1)], 32) == 12
 
 
+def test_a_job_that_was_suspended_has_not_hung() -> None:
+    progress = Progress(4)
+    progress.look([beat(1, progress=7)], 0)
+    assert progress.look([beat(2, progress=7)], 2000) == 4
+
+
 def test_who_holds_up_the_others() -> None:
     busy = [phase for phase in PHASES if phase != WAITING]
     beats = {3: beat(1, phase=busy[0]), 0: beat(1, phase=WAITING), 1: beat(1, phase=busy[1])}
-    assert holding_up(beats) == [1, 3]
-    assert holding_up({2: beat(1, phase=WAITING), 0: beat(1, phase=WAITING)}) == [0, 2]
+    assert holding_up(beats, 5) == [2, 4]  # never came to life
+    assert holding_up({**beats, 2: beat(1, phase=WAITING)}, 4) == [1, 3]
+    assert holding_up({1: beat(1, phase=WAITING), 0: beat(1, phase=WAITING)}, 2) == []
