@@ -55,10 +55,12 @@ class Pulse:
     @classmethod
     def make(cls) -> tuple[Pulse, int]:
         """A page for a child process, with the descriptor that the child inherits."""
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the descriptor that is given away
-        file.truncate(SIZE)
-        descriptor = os.dup(file.fileno())
-        file.close()
+        if hasattr(os, "memfd_create"):  # memory: writing to a page of a file would end the training when /tmp is full
+            descriptor = os.memfd_create("hpcdl-pulse")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, SIZE)
         os.set_inheritable(descriptor, True)
         return cls(descriptor), descriptor
 

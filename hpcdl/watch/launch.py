@@ -38,6 +38,8 @@ def launch(command: Sequence[str], attempt: AttemptDir, tick: Callable[[], None]
     finally:
         if launcher.poll() is None:
             _signal(launcher, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                launcher.wait(5)
 
 
 def _watch(launcher: subprocess.Popen[bytes], attempt: AttemptDir, tick: Callable[[], None]) -> int:

@@ -165,15 +165,15 @@ def test_a_training_that_stopped_too_late_goes_on_all_the_same(workdir: Path) ->
     assert running(run) == [0, 1]
 
 
-@pytest.mark.parametrize(("kind", "heard"), [("train", "leader\n"), ("preprocess", "child\n")])
-def test_who_is_asked_to_end(workdir: Path, kind: str, heard: str) -> None:
+@pytest.mark.parametrize(("kind", "heard"), [("train", {"leader"}), ("preprocess", {"child"})])
+def test_who_is_asked_to_end(workdir: Path, kind: str, heard: set[str]) -> None:
     """A training's leader hands a stop on; a shell would leave its children without a chance."""
     child = "trap 'echo child; exit 0' TERM; touch there; while :; do sleep 0.05; done"
     run = start(f"trap 'echo leader; kill -9 $!; exit 0' TERM; bash -c {child!r} & wait\n", kind=kind)
     until(run.path / "there")
     os.kill(run.events()[0]["pid"], signal.SIGTERM)
     assert wait(run) == "CANCELLED"
-    assert log(run) == heard
+    assert set(log(run).split()) & {"leader", "child"} == heard
 
 
 def test_a_job_does_not_take_itself_for_the_allocation_it_was_submitted_in(

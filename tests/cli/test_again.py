@@ -96,12 +96,11 @@ def test_retry_tells_what_has_changed_and_from_where_it_goes_on(hpcdl: Hpcdl, da
 
     add_checkpoint(run, 20)
     packages = run.code / "env.txt"
-    packages.write_text(packages.read_text().replace("PyYAML==", "PyYAML==0.").replace("pyyaml==", "pyyaml==0."))
+    packages.write_text(packages.read_text().replace("\nnumpy==", "\nnumpy==0."))
     with (workdir / "jobs" / "mine.py").open("a") as file:
         file.write("# newer\n")
     lines = hpcdl("retry", "x", "--dry-run").err.splitlines()
-    assert lines[0].startswith("hpcdl: since x was submitted: ")
-    assert lines[0].lower().partition("submitted: ")[2].startswith("pyyaml: 0.")
+    assert lines[0].startswith("hpcdl: since x was submitted: numpy: 0.")
     assert lines[1].endswith(f"jobs/mine.py has changed; the run keeps its own copy, {run.code}/mine.py")
     assert lines[2:] == ["hpcdl: x goes on from step 20"]
 

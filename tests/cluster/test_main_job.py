@@ -116,14 +116,14 @@ def test_mpirun_as_the_launcher(cluster: Cluster, project: Path) -> None:
 def test_cancel_and_resume(cluster: Cluster) -> None:
     write_blobs(cluster.workdir / "data", {"train": 16})
     give(cluster, cluster.workdir)
-    flags = [*TINY, "--set", "epochs=100000", "--set", "checkpoint_every=0", "--set", "val_every=0"]
+    flags = [*TINY, "--set", "epochs=100000", "--set", "checkpoint.epochs=0", "--set", "val_every=0"]
     started = json.loads(
         cluster.hpcdl("submit", "unet", "--data", "data", *flags, "--name", "long", "--nodes", "2", "--json").stdout
     )
     metrics = Path(started["run_dir"]) / "metrics.jsonl"
     cluster.wait_state(started["job_id"], "RUNNING")
     assert _until_lines(metrics, 5)
-    refused = cluster.hpcdl("submit", "--resume", "long", check=False)
+    refused = cluster.hpcdl("resume", "long", check=False)
     assert refused.returncode == 2
     assert "is still RUNNING" in refused.stderr
     cluster.hpcdl("cancel", "long")
@@ -132,7 +132,7 @@ def test_cancel_and_resume(cluster: Cluster) -> None:
     log = cluster.hpcdl("logs", "long").stdout
     assert f"stopped at step {steps}" in log, log
     cluster.hpcdl(
-        "submit", "--resume", "long", "--nodes", "1", "--set", f"max_steps={steps + 3}", "--wait", timeout=180
+        "resume", "long", "--nodes", "1", "--set", f"max_steps={steps + 3}", "--wait", timeout=180
     )  # fmt: skip
     log = cluster.hpcdl("logs", "long").stdout
     assert f"resumed from step-{steps:08d}" in log

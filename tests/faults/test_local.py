@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,13 @@ from hpcdl.attempts import CONTINUE_ME
 from hpcdl.batch.local import _session
 from hpcdl.batch.queue import job_state
 from hpcdl.lock import read_lock
+from hpcdl.ranks import node_name
 from hpcdl.rundir import RunDir, all_runs
 from tests.conftest import Hpcdl
 from tests.datasets import write_blobs
 from tests.faults.runs import beats, events, losses, newest_line, until, weights_digest, write_project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 60
 END_S = 30
@@ -240,7 +240,7 @@ def test_any_process_may_be_killed(hpcdl: Hpcdl, whole: Whole, draw: random.Rand
         if name == "training":
             (line,) = [line for line in told.splitlines() if line.startswith("hpcdl: rank ")]
             rank = of_rank[victim]
-            assert line.startswith(f"hpcdl: rank {rank} of {ranks} on {socket.gethostname()} failed after step ")
+            assert line.startswith(f"hpcdl: rank {rank} of {ranks} on {node_name()} failed after step ")
             assert "killed by SIGKILL" in line
         again(hpcdl, draw.choice(["retry", "resume"]), run)
     assert wait(run) == "COMPLETED"
@@ -300,7 +300,7 @@ def test_two_writers(hpcdl: Hpcdl, whole: Whole) -> None:
     (job_id,) = RunDir(run).job_ids()
     second = by_hand(run)
     assert (second.returncode, second.stdout, second.stderr.count("\n")) == (2, "", 1)
-    assert f"hpcdl: writers: job {job_id} on {socket.gethostname()} is writing this run" in second.stderr
+    assert f"hpcdl: writers: job {job_id} on {node_name()} is writing this run" in second.stderr
     for how in ("resume", "retry"):
         result = hpcdl(how, "writers")
         assert (result.code, result.err.count("\n")) == (2, 1)

@@ -46,7 +46,7 @@ from hpcdl.watch import rank
 run = RunDir(rank.Path(sys.argv[1]))
 sys.exit(rank.Agent(run, rank.attempt_of(run, sys.argv[2])).watch())
 """
-QUICK = "rank.BEAT_S, rank.GRACE_S = 0.2, 0.5"
+QUICK = "rank.beat_s, rank.GRACE_S = lambda size: 0.2, 0.5"
 """What some agents are told, lest the tests take long."""
 
 BEAT = {"count": 1, "state": "runs", "rank": 2, "host": "n4", "step": 12, "phase": "saves", "progress": 0}
@@ -203,8 +203,11 @@ def test_one_that_only_lost_another_waits_for_who_knows_why(start: Start) -> Non
     assert ranks.failure()[:2] == ("killed", 1)
 
 
+@pytest.mark.slow
 def test_one_that_only_lost_another_tells_when_nobody_else_does(start: Start) -> None:
-    ranks = start("pulse.fail('peer', 'Horovod: gone', 'Traceback'); os._exit(1)", changes="rank.PEER_WAIT_S = 0.5")
+    ranks = start(
+        "pulse.fail('peer', 'Horovod: gone', 'Traceback'); os._exit(1)", changes=QUICK + "; rank.PEER_WAIT_S = 0.5"
+    )
     assert ranks.codes() == [1]
     assert ranks.failure() == ("communication", 0, "Horovod: gone")
     assert "  | Traceback\n" in ranks.said(0)
@@ -228,6 +231,7 @@ def test_stderr_comes_through_while_all_is_well(start: Start) -> None:
     assert not ranks.attempt.stderr_file(0).exists()
 
 
+@pytest.mark.slow
 def test_stderr_after_another_ranks_failure_is_set_aside(start: Start) -> None:
     noisy = """
         pulse.advance(1)
@@ -235,7 +239,9 @@ def test_stderr_after_another_ranks_failure_is_set_aside(start: Start) -> None:
             print("noise", file=sys.stderr)
             time.sleep(0.2)
     """
-    ranks = start(noisy, "pulse.advance(1); time.sleep(3); os._exit(3)", changes="rank.BEAT_S, rank.GRACE_S = 0.2, 2")
+    ranks = start(
+        noisy, "pulse.advance(1); time.sleep(3); os._exit(3)", changes="rank.beat_s, rank.GRACE_S = lambda size: 0.2, 2"
+    )
     assert ranks.codes() == [1, 3]
     assert ranks.said(0) == ""  # it got nothing done since, so all of this may belong to the failure
     assert set(ranks.attempt.stderr_file(0).read_text().split()) == {"noise"}
