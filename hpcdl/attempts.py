@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ class AttemptDir:
 
     def beat(self, who: int | str, beat: Mapping[str, Any]) -> None:
         """Write a beat; a file system that does not take it now may take the next."""
-        data = json.dumps(dict(beat), ensure_ascii=True)[: BEAT_WIDTH - 1].ljust(BEAT_WIDTH - 1) + "\n"
+        # Reading is not atomic: half of this beat and half of the former one may well be valid JSON.
+        checked = {"check": _check_sum(beat), **beat}
+        data = json.dumps(checked)[: BEAT_WIDTH - 1].ljust(BEAT_WIDTH - 1) + "\n"
         with contextlib.suppress(OSError):
             descriptor = os.open(self.beat_file(who), os.O_WRONLY | os.O_CREAT, 0o644)
             try:
@@ -125,7 +128,7 @@ class AttemptDir:
             found: dict[str, Any] = json.loads(self.beat_file(who).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found
+        return found if found.pop("check", None) == _check_sum(found) else None
 
     def beats(self) -> str:
         """All beats as one text: the same text later means that nobody lives."""
@@ -162,3 +165,7 @@ def create_whole(path: Path, data: bytes) -> bool:
 def attempt_of(run: RunDir, name: str) -> AttemptDir:
     """The attempt of that name."""
     return AttemptDir(run.attempts / name)
+
+
+def _check_sum(beat: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(dict(beat)).encode())

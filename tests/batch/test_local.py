@@ -144,6 +144,7 @@ def test_a_cancellation_between_two_starts(workdir: Path, monkeypatch: pytest.Mo
     assert run.events()[-1]["state"] == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_a_training_is_warned_before_its_walltime_ends(workdir: Path) -> None:
     script = "trap 'echo warned; exit 0' USR1; date +%s; echo ${HPCDL_END_TIME%.*}; while :; do sleep 0.05; done\n"
     run = start(script, time_limit="0:06", kind="train")
@@ -156,6 +157,7 @@ def test_a_training_is_warned_before_its_walltime_ends(workdir: Path) -> None:
     assert log(other) == ""
 
 
+@pytest.mark.slow
 def test_a_training_that_stopped_too_late_goes_on_all_the_same(workdir: Path) -> None:
     run = start(
         REQUEUE + 'trap requeue TERM; trap : USR1; [ "$HPCDL_RESTART_COUNT" = 0 ] || exit 0; while :; do sleep 0.05; done\n',

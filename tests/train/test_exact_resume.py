@@ -16,6 +16,8 @@ from hpcdl.train.loop import Trainer
 from tests.datasets import write_blobs
 from tests.train.trainings import DCGAN, TINY, UNET, digest, lines, make_trainer, newest, numbers, scalars, start
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 15
 COMMON: dict[str, Any] = {
     "epochs": 5, "accumulate": 2, "ema": 0.9, "dropout": 0.3, "log_every": 4, "val_every": 1, "optimizer.clip_norm": 1.0,

@@ -38,6 +38,8 @@ pulse.advance(1)
 while not asked:
     time.sleep(0.02)
 """
+pytestmark = pytest.mark.slow  # real processes, and mostly waiting
+
 CHANGED = """
 import sys
 from hpcdl.rundir import RunDir

@@ -26,6 +26,8 @@ from hpcdl.watch import launch
 from hpcdl.watch.__main__ import MARGIN_S, Attempt
 from tests.faults.runs import until
 
+pytestmark = pytest.mark.slow  # real processes, and mostly waiting
+
 JOB = "local-1"
 TIMEOUT_S = 40
 WAITS = 'until grep -q stop "$RUN/attempts/$0/control"; do sleep 0.05; done\n'
