@@ -31,7 +31,7 @@ def test_a_wheel_works_in_an_empty_folder(workdir: Path, tmp_path: Path) -> None
         return done.stdout
 
     assert python("-c", "import hpcdl; print(hpcdl.__file__)").startswith(str(tmp_path / "site"))
-    assert "-m hpcdl.train" in python("-m", "hpcdl", "submit", "unet", "--cluster", "testcluster", "--dry-run")
+    assert "-m hpcdl.watch" in python("-m", "hpcdl", "submit", "unet", "--cluster", "testcluster", "--dry-run")
     assert "--legend" in python("-m", "hpcdl", "preprocess", "landcover", "--help")
     legend = "from hpcdl.raster.legend import load_legend; print(len(load_legend('nlcd').classes))"
     assert python("-c", legend) == "20\n"
