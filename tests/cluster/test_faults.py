@@ -62,7 +62,7 @@ def row(cluster: Cluster, project: Path, run: Path) -> dict[str, object]:
 
 @pytest.mark.timeout(500)
 def test_three_walltimes_and_one_submit(cluster: Cluster, project: Path, whole: Path) -> None:
-    job_id, run = submit(cluster, project, "walltimes", "--set", "pause_s=0.5", "-t", "1")
+    job_id, run = submit(cluster, project, "walltimes", "--set", "pause_s=0.9", "-t", "1")
     assert cluster.wait_job(job_id, 450) == "COMPLETED"
     assert same(run, whole)
     assert row(cluster, project, run)["attempts"] == len(events(run, "began")) >= 3

@@ -181,8 +181,9 @@ def test_a_launcher_that_is_not_there(run: RunDir) -> None:
 
 
 def test_what_the_beats_tell_of_a_rank_that_nobody_told_of(run: RunDir, start: Start) -> None:
-    beat = '{"rank": 0, "host": "n4", "step": 12, "state": "lost", "code": -9, "count": 3, "phase": "computes"}'
-    code, err = ended(start(f"echo '{beat}' > \"$RUN/attempts/$0/beat-00000\"; exit 137"))
+    beat = {"rank": 0, "host": "n4", "step": 12, "state": "lost", "code": -9, "count": 3, "phase": "computes"}
+    AttemptDir(run.path).beat(0, beat)
+    code, err = ended(start('cp "$RUN/beat-00000" "$RUN/attempts/$0/"; exit 137'))
     assert code == 1
     assert err.splitlines()[0] == "hpcdl: rank 0 of 1 on n4 failed after step 12: killed by SIGKILL"
     assert events(run, "closed")[0]["failure"]["kind"] == "crash"
