@@ -88,6 +88,10 @@ class Resources:
         parse_memory(self.mem or "0")
         if self.signal is not None and not re.fullmatch(r"USR1@\d{1,5}", self.signal):
             raise ValueError(f"signal {self.signal!r} is not of the form USR1@120 (seconds before the walltime ends)")
+        if self.lead_s >= 60 * self.time_min:
+            raise ValueError(
+                f"signal {self.signal!r} comes before a job of time {self.time} begins; give fewer seconds"
+            )
         for name, value in vars(self).items():
             if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
                 raise ValueError(f"{name} {value!r} holds a control character")

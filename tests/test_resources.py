@@ -37,6 +37,7 @@ def test_memory_sizes(text: str, megabytes: int) -> None:
         {"signal": "TERM@60"},
         {"signal": "B:USR1@60"},
         {"signal": "USR1@-5"},
+        {"signal": "USR1@600", "time": "10"},
     ],
 )
 def test_unusable_requests_are_refused(values: dict[str, str]) -> None:

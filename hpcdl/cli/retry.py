@@ -41,12 +41,12 @@ def retry(
 ) -> None:
     """Find, compare, submit."""
     former = find_run(run, runs_folder(runs))
+    spec = resume_spec(former, {}, {}, ())
     info = job_state(former)
     if info is not None and info.ok:
         raise UsageError(
             f"{former.name}: ended well; there is nothing to retry. `hpcdl resume {former.name} --set epochs=…` trains on"
         )
-    spec = resume_spec(former, {}, {}, ())
     step = newest_step(former)
     start = f"goes on from step {step}" if step else "begins anew: it has no checkpoint"
     changes = [f"since {former.name} was submitted: {line}" for line in _changes(former, former.spec())]

@@ -74,7 +74,8 @@ def test_a_run_whose_job_is_active(hpcdl: Hpcdl, data: Path, command: str) -> No
 def test_a_run_that_is_not_a_training(hpcdl: Hpcdl, workdir: Path, command: str) -> None:
     folder = workdir / "runs" / "x"
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text("kind: predict\n")
+    (folder / "run.yaml").write_text("kind: predict\nresources: {time: '1'}\n")
+    add_job(RunDir(folder), "local-1", "COMPLETED")  # also one that ended well is not told to train on
     result = hpcdl(command, "x")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "x is a predict run; only training runs can be resumed" in result.err
