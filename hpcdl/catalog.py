@@ -31,8 +31,13 @@ def names(folder: str, suffix: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def config_names(kind: str) -> list[str]:
+    """The names that find_config knows of a kind."""
+    return list(names(f"configs/{kind}", ".yaml"))
+
+
 def find_config(kind: str, name: str) -> Path:
-    """The YAML file of one architecture, cluster or legend: a path as given, or a name looked up in configs/`kind`/.
+    """The YAML file of one architecture, cluster, legend, …: a path as given, or a name looked up in configs/`kind`/.
 
     Raises:
         UsageError: no such name; lists the known ones.

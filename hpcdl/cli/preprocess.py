@@ -54,6 +54,9 @@ def _kind_command(kind: str, path: Path) -> Callable[..., None]:
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace a data set made with other settings.")
         ] = False,
+        keep_going: Annotated[
+            bool, typer.Option("--keep-going", help="When a shard fails, finish the others before giving up.")
+        ] = False,
         name: Name = None,
         cluster: ClusterName = None,
         runs: Runs = None,
@@ -71,6 +74,7 @@ def _kind_command(kind: str, path: Path) -> Callable[..., None]:
             "out": str(Path(out).expanduser()),
             "workers": workers,
             "overwrite": overwrite,
+            "keep_going": keep_going,
             "command": ["hpcdl", *sys.argv[1:]],
         }
         check_request(path, given, f"hpcdl preprocess {kind}")

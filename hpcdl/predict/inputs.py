@@ -12,7 +12,7 @@ from hpcdl.predict.network import TrainedRun
 from hpcdl.predict.settings import Settings
 from hpcdl.raster.grid import Grid
 from hpcdl.raster.labels import Labels, open_labels
-from hpcdl.raster.scene import Scenes, open_scenes
+from hpcdl.raster.scene import SceneOptions, Scenes, open_scenes
 
 Rect = tuple[int, int, int, int]
 
@@ -50,7 +50,7 @@ def open_inputs(settings: Settings, trained: TrainedRun) -> Inputs:
         UsageError: an unusable file, another number of bands than the run has, labels beside the images, or a region that
             the run does not know or that cannot be found on this grid.
     """
-    scenes = open_scenes(settings.images, settings.image_crs)
+    scenes = open_scenes(settings.images, SceneOptions(crs=settings.image_crs))
     warnings = _check_bands(scenes, trained)
     labels = None if settings.labels is None else open_labels(settings.labels, settings.label_crs)
     target = _target(settings, scenes, labels, trained)

@@ -27,6 +27,8 @@ _LAUNCHERS = (
 )
 _LAUNCH_NAMES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _START_SECONDS = 120
+THREADS = 2
+"""Threads of a worker: one makes a shard, the other writes and digests the one before."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def join_launch(folder: Path) -> Iterator[Client | None]:
 
 @contextlib.contextmanager
 def local_workers(workers: int) -> Iterator[Client]:
-    """A client with that many worker processes on this machine, of one thread each."""
+    """A client with that many worker processes on this machine."""
     with (
         tempfile.TemporaryDirectory(prefix="hpcdl-dask-") as scratch,
         LocalCluster(
             n_workers=workers,
             processes=True,
-            threads_per_worker=1,
+            threads_per_worker=THREADS,
             # None would still try port 8787, and warn when a neighbour has it.
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
@@ -108,7 +110,7 @@ def _ranks(launch: Launch, folder: Path) -> Iterator[Client]:
             BaseRunner.__init__(
                 self,
                 scheduler_options={**options, "dashboard": False, "dashboard_address": ":0"},
-                worker_options={**options, "nthreads": 1, "memory_limit": 0},
+                worker_options={**options, "nthreads": THREADS, "memory_limit": 0},
             )
 
     scheduler_folder = folder / ".dask"

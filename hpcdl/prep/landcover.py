@@ -3,7 +3,8 @@
     hpcdl preprocess landcover --images 'landsat_b*.tif' --labels nlcd2011.tif --test-region east:0.3 -o data/zion
 
 Images are warped onto the labels' grid (or the labels onto the images', with --grid image); files on one grid are the
-bands of one scene, files on another grid are a further scene.
+bands of one scene, files on another grid are a further scene. Many scenes make one data set; clouds are left out by their
+quality bands, and splits follow from map coordinates, so that no place trains in one scene and tests in another.
 """
 
 from __future__ import annotations
@@ -11,25 +12,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from hpcdl.errors import UsageError
 from hpcdl.prep import plan as plans
-from hpcdl.prep.chips import Rect
+from hpcdl.prep.chips import Chips
 from hpcdl.prep.splits import Layout, SplitRules, lay_out
+from hpcdl.prep.statistics import Array, ImageSums, histogram, image_statistics
 from hpcdl.raster.grid import Grid
 from hpcdl.raster.labels import Labels, open_labels
 from hpcdl.raster.legend import IGNORE_INDEX, ClassMap, load_legend
-from hpcdl.raster.scene import Scenes, open_scenes
-from hpcdl.shards.writer import write_shard_file
+from hpcdl.raster.scene import SceneOptions, Scenes, open_scenes
 
 # Part of every plan's digest: raise it when the same settings and sources come to mean other bytes.
-_REVISION = 1
+_REVISION = 2
+# Chips are read together, region by region: large enough that a region's rim costs little, small enough for memory.
+_REGION_PX = 1024
+# Regions come in strips no wider than this: GDAL's cache then still holds the strip above.
+_STRIP_PX = 8192
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,19 @@ class Settings:
     """How images are brought onto another grid"""
     label_resampling: Literal["nearest", "mode"] = "nearest"
     """How labels are brought onto the image's grid: the nearest code, or the most frequent one under the pixel"""
+    scene_by: Literal["grid", "folder"] = "grid"
+    """Files on one grid, or in one folder, are the bands of one scene"""
+    mosaic: Literal["first", "last", "median"] = "first"
+    """Where scenes overlap: the first or the last one with data, or the median of all"""
+    scale: tuple[str, ...] = ()
+    """Gain and offset: GAIN,OFFSET, a name in configs/scales (landsat-c2-sr), or file (what each file declares); once for all
+    scenes, or once for each"""
+    quality: tuple[str, ...] = ()
+    """Quality bands, files or globs: one for each scene"""
+    quality_legend: str = "landsat-c2"
+    """What their codes mean: a name in configs/quality (landsat-c2, sentinel2-scl), or a YAML file"""
+    mask: tuple[str, ...] = ()
+    """Flags of the quality bands that leave a pixel out, such as cloud (default: those that the legend names)"""
     image_crs: str | None = None
     """Coordinate system of images that carry none, such as EPSG:32612"""
     label_crs: str | None = None
@@ -69,7 +86,8 @@ class Settings:
     val_fraction: float = 0.1
     """Share of the blocks that go to val; unused with val_region"""
     block_px: int | None = None
-    """Size of a block in pixels (default: the largest multiple of chip_px that gives 20 blocks)"""
+    """Size of the blocks that a split is drawn from by map coordinates, in pixels (default: 8 chips; in a scene too small
+    for blocks the splits lie side by side)"""
     buffer_px: int | None = None
     """Distance kept free between splits, in pixels (default: chip_px)"""
     test_region: str | None = None
@@ -90,8 +108,21 @@ class Plan(plans.Plan):
     labels: Labels
     grid: Grid
     class_map: ClassMap
-    regions: Mapping[str, list[Rect]]
+    layout: Layout
     options: Settings
+
+
+def scene_options(settings: Settings) -> SceneOptions:
+    """How the settings put scenes together."""
+    return SceneOptions(
+        scene_by=settings.scene_by,
+        mosaic=settings.mosaic,
+        scale=settings.scale,
+        quality=settings.quality,
+        quality_legend=settings.quality_legend,
+        mask=settings.mask,
+        crs=settings.image_crs,
+    )
 
 
 def plan(settings: Settings) -> Plan:
@@ -101,7 +132,7 @@ def plan(settings: Settings) -> Plan:
         UsageError: a setting or an input file is not usable; says which and what to do.
     """
     _check_numbers(settings)
-    scenes = open_scenes(settings.images, settings.image_crs)
+    scenes = open_scenes(settings.images, scene_options(settings))
     labels = open_labels(settings.labels, settings.label_crs)
     grid = _target_grid(settings, scenes, labels)
     legend = load_legend(settings.legend, settings.classes)
@@ -118,16 +149,18 @@ def plan(settings: Settings) -> Plan:
         "col": {"dtype": "int32", "shape": []},
         "transform": {"dtype": "float64", "shape": [6]},
     }
-    roles = [*(("image", path) for path in scenes.paths), ("label", labels.path), ("legend", legend.path)]
-    sources = plans.describe_sources(roles)
+    roles = [*(("image", path) for path in scenes.paths), *(("quality", path) for path in scenes.quality_paths)]
+    sources = plans.describe_sources([*roles, ("label", labels.path), ("legend", legend.path)])
     # Names of files decide nothing: a data set stays the same when its sources move.
     content = [[s.role, s.sha256] for s in sources if s.role != "legend"]
-    named = ("images", "labels", "legend", "classes")
+    named = ("images", "labels", "legend", "classes", "quality", "quality_legend")
     decisive = {key: value for key, value in dataclasses.asdict(settings).items() if key not in named}
     tasks = _tasks(layout, settings, scenes)
     chips = [[task.name, hashlib.sha256(task.items.tobytes()).hexdigest()] for task in tasks]
     return Plan(
-        digest=plans.plan_digest("landcover", _REVISION, decisive, content, chips, grid.to_json(), class_map.to_json()),
+        digest=plans.plan_digest(
+            "landcover", _REVISION, decisive, content, chips, grid.to_json(), class_map.to_json(), scenes.to_json()
+        ),
         settings=dataclasses.asdict(settings),
         sources=sources,
         fields=fields,
@@ -137,84 +170,96 @@ def plan(settings: Settings) -> Plan:
         labels=labels,
         grid=grid,
         class_map=class_map,
-        regions=layout.regions,
+        layout=layout,
         options=settings,
     )
 
 
-def write_shard(plan: Plan, task: plans.ShardTask, path: Path) -> None:
-    """Read the task's chips and write them; chips with too few valid pixels are dropped and counted.
+def make_shard(plan: Plan, task: plans.ShardTask) -> plans.ShardContent:
+    """Read the task's chips; those with too few valid pixels are dropped and counted.
 
     Raises:
         FailedError: a source is damaged where a chip lies; names file and window.
-        OSError: the shard cannot be written.
     """
-    settings, grid, chip = plan.options, plan.grid, plan.options.chip_px
-    images, labels, corners = [], [], []
-    bands, classes = plan.scenes.num_bands, len(plan.class_map.classes)
-    total, squares = np.zeros(bands), np.zeros(bands)
-    count, histogram = np.zeros(bands, np.int64), np.zeros(classes, np.int64)
-    for row, col in task.items.tolist():
-        image_CHW, valid_HW = plan.scenes.read(grid, row, col, chip, chip, settings.resampling)
-        codes_HW = plan.labels.read_on(grid, row, col, chip, chip, settings.label_resampling)
-        label_HW = np.where(valid_HW, plan.class_map.indices(codes_HW), np.uint8(IGNORE_INDEX))
-        counted_HW = label_HW != IGNORE_INDEX
-        if counted_HW.mean() < settings.min_valid or not counted_HW.any():
-            continue
-        images.append(image_CHW)
-        labels.append(label_HW)
-        corners.append((row, col))
-        pixels = image_CHW[:, valid_HW].astype(np.float64)
-        total += pixels.sum(axis=1)
-        squares += np.square(pixels).sum(axis=1)
-        count += int(valid_HW.sum())
-        histogram += np.bincount(label_HW[counted_HW], minlength=classes)
-    places = np.array(corners, np.int32).reshape(-1, 2)
+    settings, chip = plan.options, plan.options.chip_px
+    bands, classes, most = plan.scenes.num_bands, len(plan.class_map.classes), len(task.items)
+    image_NCHW = np.empty((most, bands, chip, chip), plan.scenes.dtype)
+    label_NHW = np.empty((most, chip, chip), np.uint8)
+    places = np.empty((most, 2), np.int32)
+    sums, counted, kept = ImageSums(bands), np.zeros(classes, np.int64), 0
+    for chips in _read_together(task.items, chip, plan.layout.origin):
+        (top, left), (bottom, right) = chips.min(axis=0).tolist(), (chips.max(axis=0) + chip).tolist()
+        image_CHW, valid_HW, label_HW = _read(plan, top, left, bottom - top, right - left)
+        for row, col in chips.tolist():
+            window = (slice(row - top, row - top + chip), slice(col - left, col - left + chip))
+            num_labelled = np.count_nonzero(label_HW[window] != IGNORE_INDEX)
+            if num_labelled < settings.min_valid * chip * chip or num_labelled == 0:
+                continue
+            image_NCHW[kept], label_NHW[kept], places[kept] = image_CHW[:, *window], label_HW[window], (row, col)
+            sums.add(image_NCHW[kept], valid_HW[window])
+            counted += histogram(label_NHW[kept], classes)
+            kept += 1
+    image_NCHW, label_NHW, places = image_NCHW[:kept], label_NHW[:kept], places[:kept]
     fields = {
-        "image": np.array(images, plan.scenes.dtype).reshape(-1, bands, chip, chip),
-        "label": np.array(labels, np.uint8).reshape(-1, chip, chip),
+        "image": image_NCHW,
+        "label": label_NHW,
         "row": places[:, 0],
         "col": places[:, 1],
-        "transform": np.array([grid.window_transform(row, col) for row, col in corners], np.float64).reshape(-1, 6),
+        "transform": np.array([plan.grid.window_transform(*p) for p in places.tolist()], np.float64).reshape(-1, 6),
     }
-    sums = {"sum": total, "sum_squares": squares, "count": count, "histogram": histogram}
-    num_dropped = len(task.items) - len(corners)
-    write_shard_file(path, fields, {"plan": plan.digest, "split": task.split, "num_dropped": num_dropped, **sums})
+    return plans.ShardContent(fields, {"histogram": counted, **sums.attributes()}, most - kept)
+
+
+def _read(plan: Plan, row: int, col: int, height: int, width: int) -> tuple[Array, Array, Array]:
+    """Image C × H × W, its mask and dense labels H × W of a window; the label is IGNORE_INDEX where the image has no data."""
+    settings = plan.options
+    image_CHW, valid_HW = plan.scenes.read(plan.grid, row, col, height, width, settings.resampling)
+    label_HW = plan.labels.read_classes(plan.class_map, plan.grid, row, col, height, width, settings.label_resampling)
+    label_HW[~valid_HW] = IGNORE_INDEX
+    return image_CHW, valid_HW, label_HW
+
+
+def _read_together(chips: Chips, chip_px: int, origin: tuple[int, int]) -> Iterator[Chips]:
+    """The chips in groups whose surrounding window is read at once: those of one region, or each where they lie scattered."""
+    regions = (chips - origin) // _REGION_PX
+    borders = np.flatnonzero((np.diff(regions, axis=0) != 0).any(axis=1)) + 1
+    for group in np.split(chips, borders):
+        height, width = (group.max(axis=0) - group.min(axis=0) + chip_px).tolist()
+        if height * width > 2 * len(group) * chip_px**2:
+            yield from np.split(group, len(group))
+        else:
+            yield group
 
 
 def manifest_entries(plan: Plan, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Classes, bands, statistics of the train split, grid and regions; see docs/shard-format.md."""
     train = [attributes[task.name] for task in plan.shards if task.split == "train"]
-    total, squares, count, histogram = (
-        np.sum([np.asarray(shard[key]) for shard in train], axis=0)
-        for key in ("sum", "sum_squares", "count", "histogram")
-    )
-    mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    counted = np.sum([np.asarray(shard["histogram"]) for shard in train], axis=0)
     return {
         "classes": plan.class_map.to_json(),
         "ignore_index": IGNORE_INDEX,
         "bands": list(plan.scenes.band_names),
         "statistics": {
-            "image": {"mean": mean.tolist(), "std": std.tolist(), "count": count.tolist()},
-            "label": {"histogram": histogram.tolist()},
+            "image": image_statistics(train),
+            "label": {"histogram": counted.tolist()},
         },
         "grid": {**plan.grid.to_json(), "chip_px": plan.options.chip_px},
-        "regions": {split: [list(rect) for rect in rects] for split, rects in plan.regions.items()},
+        "regions": {split: [list(rect) for rect in rects] for split, rects in plan.layout.regions.items()},
+        "splits_by": plan.layout.method,
     }
 
 
 def summary(plan: Plan, entries: Mapping[str, Any]) -> list[str]:
     """The grid and a table of the classes with their share of the train pixels."""
     grid = plan.grid
-    histogram = entries["statistics"]["label"]["histogram"]
+    counted = entries["statistics"]["label"]["histogram"]
     lines = [
         f"grid: {grid.height} × {grid.width} pixels of {abs(grid.transform[0]):.6g}, {grid.name}; "
         f"bands: {', '.join(plan.scenes.band_names)}",
         f"{'index':>5} {'code':>5} {'train pixels':>13} {'share':>7}  class",
     ]
-    for entry, pixels in zip(entries["classes"], histogram, strict=True):
-        share = pixels / max(1, sum(histogram))
+    for entry, pixels in zip(entries["classes"], counted, strict=True):
+        share = pixels / max(1, sum(counted))
         lines.append(f"{entry['index']:>5} {entry['code']:>5} {pixels:>13} {share:>7.2%}  {entry['name']}")
     return lines
 
@@ -280,14 +325,19 @@ def _rules(settings: Settings) -> SplitRules:
 def _tasks(layout: Layout, settings: Settings, scenes: Scenes) -> tuple[plans.ShardTask, ...]:
     chip = settings.chip_px
     sample_bytes = chip * chip * (scenes.num_bands * np.dtype(scenes.dtype).itemsize + 1) + 2 * 4 + 6 * 8
-    tasks: list[plans.ShardTask] = []
-    for split in plans.SPLITS:
-        if split not in layout.chips:
-            continue
-        chips = layout.chips[split]
-        num_shards = math.ceil(len(chips) * sample_bytes / (settings.shard_mb * 1e6))
-        # Shards of a split differ by one chip at most, so workers end together.
-        for number, part in enumerate(np.array_split(chips, min(num_shards, len(chips)))):
-            where = f"chips at rows {part[0][0]}–{part[-1][0]} of the target grid"
-            tasks.append(plans.ShardTask(f"{split}-{number:05d}", split, part, where, len(part) * sample_bytes))
-    return tuple(tasks)
+
+    def where(split: str, chips: Chips) -> str:
+        (row0, col0), (row1, col1) = chips.min(axis=0).tolist(), (chips.max(axis=0) + chip).tolist()
+        return f"{split} chips in rows {row0}–{row1}, columns {col0}–{col1} of the target grid"
+
+    chips = {split: _by_region(found, layout.origin) for split, found in layout.chips.items()}
+    return plans.shard_tasks(chips, sample_bytes, settings.shard_mb, where)
+
+
+def _by_region(chips: Chips, origin: tuple[int, int]) -> Chips:
+    """Chips region by region, so that a shard's chips lie together on the map and share what is read for them.
+
+    Regions lie on the lattice that splits are drawn from, so that most of them are of one split.
+    """
+    row, col = (chips - origin).T
+    return chips[np.lexsort((col, row, col // _REGION_PX, row // _REGION_PX, col // _STRIP_PX))]

@@ -4,7 +4,7 @@ A kind is a module of this package with
 
 - `Settings`: a frozen dataclass, each field followed by its help, from which the command line is made;
 - `plan(settings) -> Plan`: checks all inputs and says which shards there will be, before anything is written;
-- `write_shard(plan, task, path)`: writes one shard, in any process, in any order, always the same bytes;
+- `make_shard(plan, task) -> ShardContent`: what one shard holds, in any process, in any order, always the same;
 - `manifest_entries(plan, attributes) -> dict`: the kind's own manifest keys, from the attributes of all shards by name;
 - `summary(plan, entries) -> list[str]`: lines to print at the end.
 """
@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from hpcdl.errors import UsageError
 from hpcdl.shards.manifest import file_digest
@@ -53,6 +57,21 @@ class ShardTask:
     num_bytes: int
 
 
+@dataclass(frozen=True, eq=False)
+class ShardContent:
+    """What a shard holds.
+
+    Attributes:
+        fields: name to array; the first axis of every one is the sample.
+        attributes: sums for the manifest: numbers and one-dimensional arrays.
+        num_dropped: samples of the task that are not in the fields.
+    """
+
+    fields: Mapping[str, npt.NDArray[Any]]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    num_dropped: int = 0
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """Everything that decides the bytes of a data set; kinds add fields of their own. Picklable.
@@ -81,7 +100,7 @@ class Kind(Protocol):
     def plan(self, settings: Any) -> Plan:
         """See the module docstring."""
 
-    def write_shard(self, plan: Any, task: ShardTask, path: Path) -> None:
+    def make_shard(self, plan: Any, task: ShardTask) -> ShardContent:
         """See the module docstring."""
 
     def manifest_entries(self, plan: Any, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,6 +127,31 @@ def describe_sources(paths: Sequence[tuple[str, Path]]) -> tuple[Source, ...]:
     # Hashing leaves the interpreter lock, so threads do run side by side.
     with ThreadPoolExecutor(4) as pool:
         return tuple(pool.map(describe, paths))
+
+
+def shard_tasks(
+    items: Mapping[str, npt.NDArray[Any]],
+    sample_bytes: int,
+    shard_mb: int,
+    where: Callable[[str, npt.NDArray[Any]], str],
+) -> tuple[ShardTask, ...]:
+    """Tasks of about equal size, none above `shard_mb` megabytes, split by split.
+
+    Args:
+        items: of each split, one entry a sample, in sample order.
+        sample_bytes: what one sample takes in a shard.
+        where: names a task's part of the input, from the split and the task's items.
+    """
+    tasks: list[ShardTask] = []
+    for split in SPLITS:
+        samples = items.get(split, ())
+        if len(samples) == 0:
+            continue
+        num_shards = math.ceil(len(samples) * sample_bytes / (shard_mb * 1e6))
+        # Shards of a split differ by one sample at most, so workers end together.
+        for number, part in enumerate(np.array_split(samples, min(num_shards, len(samples)))):
+            tasks.append(ShardTask(f"{split}-{number:05d}", split, part, where(split, part), len(part) * sample_bytes))
+    return tuple(tasks)
 
 
 def plan_digest(*parts: Any) -> str:

@@ -22,11 +22,15 @@ from hpcdl.errors import FailedError, HpcdlError, UsageError
 from hpcdl.prep.cluster import join_launch, local_workers
 from hpcdl.prep.folder import locked, prepare
 from hpcdl.prep.kinds import build_settings, load_kind
-from hpcdl.prep.plan import SPLITS, Kind, Plan
+from hpcdl.prep.plan import SPLITS, Kind, Plan, ShardTask
 from hpcdl.prep.progress import print_summary, progress
 from hpcdl.prep.shard import Written, finish_shard
 from hpcdl.shards.manifest import build_manifest, save_manifest
 from hpcdl.shards.writer import sync
+
+
+# Failed shards that are named, with keep_going.
+_MOST_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Request:
         out: the data set's folder.
         workers: processes on this machine, None for one a CPU.
         overwrite: replace another data set in `out`.
+        keep_going: finish the other shards when one fails, instead of stopping there.
         command: the command line, for the manifest.
         quiet: no progress, no summary.
     """
@@ -48,6 +53,7 @@ class Request:
     out: str
     workers: int | None = None
     overwrite: bool = False
+    keep_going: bool = False
     command: tuple[str, ...] = ()
     quiet: bool = False
 
@@ -70,7 +76,7 @@ def run(request: Request) -> Path:
 
     Raises:
         UsageError: settings or inputs are not usable, or `out` holds something else.
-        FailedError: a shard could not be written; those that were finished stay.
+        FailedError: a shard could not be written; those that were finished stay, and there is no manifest.
     """
     started = time.monotonic()
     out = Path(request.out).absolute()
@@ -98,26 +104,53 @@ def _write_all(
     """All shards by name, in the plan's order."""
     # The plan travels once to each worker, without the tasks, and keeps its files open there from task to task.
     shared = client.scatter(dataclasses.replace(plan, shards=()), broadcast=True, hash=False)
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     futures = {}
-    for task in plan.shards:
+    for number, task in enumerate(plan.shards):
         arguments = (request.kind, shared, task, folder, expected.get(f"{task.name}.h5"))
-        futures[client.submit(finish_shard, *arguments, key=task.name, pure=False)] = task
+        # Shards that follow each other read neighbouring parts of the input: one worker gets a run of them, and what it
+        # has read is still in its cache. The others may take some over when they are done with theirs.
+        worker = workers[number * len(workers) // len(plan.shards)]
+        future = client.submit(
+            finish_shard, *arguments, key=task.name, pure=False, workers=[worker], allow_other_workers=True
+        )
+        futures[future] = task
     done: dict[str, Written] = {}
+    failures: dict[str, HpcdlError] = {}
     with progress(len(futures), request.quiet) as advance:
         for future in as_completed(futures):
             task = futures[future]
             error = future.exception()
-            if error is not None:
+            if error is None:
+                done[task.name] = future.result()
+                advance(done[task.name])
+                continue
+            failures[task.name] = _told(error, folder, task)
+            if not request.keep_going:
                 client.cancel(list(futures))
-                if isinstance(error, HpcdlError):
-                    raise error
-                raise FailedError(
-                    f"{folder / task.name}.h5 ({task.where}): the worker failed: {type(error).__name__}: "
-                    f"{' '.join(str(error).split())}; finished shards stay, so run the same command again"
-                ) from error
-            done[task.name] = future.result()
-            advance(done[task.name])
+                raise failures[task.name]
+    if failures:
+        raise FailedError(_told_together([str(failures[task.name]) for task in plan.shards if task.name in failures]))
     return {task.name: done[task.name] for task in plan.shards}
+
+
+def _told(error: BaseException, folder: Path, task: ShardTask) -> HpcdlError:
+    if isinstance(error, HpcdlError):
+        return error
+    told = FailedError(
+        f"{folder / task.name}.h5 ({task.where}): the worker failed: {type(error).__name__}: "
+        f"{' '.join(str(error).split())}; finished shards stay, so run the same command again"
+    )
+    told.__cause__ = error
+    return told
+
+
+def _told_together(messages: list[str]) -> str:
+    more = [f"and {len(messages) - _MOST_TOLD} more"] if len(messages) > _MOST_TOLD else []
+    lines = [*messages[:_MOST_TOLD], *more]
+    return "\n  ".join(
+        [f"{len(messages)} shards could not be made; all others are finished, the same command tries these again:", *lines]
+    )
 
 
 def _splits(plan: Plan, shards: Mapping[str, Written]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""What a worker does: write one shard beside its place and rename it into it, unless it is there already."""
+"""What a worker does: write one shard beside its place and rename it into it, unless it is there already.
+
+A worker has two threads, but one of them makes a shard at a time; the other meanwhile writes, digests and syncs its own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,10 @@ from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.prep.kinds import load_kind
 from hpcdl.prep.plan import Plan, ShardTask
 from hpcdl.shards.manifest import file_digest
-from hpcdl.shards.writer import read_shard_attributes, sync
+from hpcdl.shards.writer import read_shard_attributes, sync, write_shard_file
+
+
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,11 @@ def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expe
         return found
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
-        load_kind(kind_name).write_shard(plan, task, temporary)
+        with _MAKING:
+            content = load_kind(kind_name).make_shard(plan, task)
+        own = {"plan": plan.digest, "split": task.split, "num_dropped": content.num_dropped}
+        write_shard_file(temporary, content.fields, {**own, **content.attributes})
+        del content
         temporary.replace(path)
         sync(folder)
     except HpcdlError as error:

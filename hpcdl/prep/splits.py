@@ -3,27 +3,36 @@
 Neighbouring chips look alike: drawn one by one, test chips would lie among train chips and the score would flatter. So
 test and val are whole regions or blocks, and a buffer of chips beside them is left out of the splits that rank below
 (test > val > train).
+
+Blocks lie on a lattice of map coordinates and a block's split follows from its place on it, so what one scene tests on,
+no other scene of that place trains on: with the same coordinate system, pixel size, block size, fractions and seed.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from hpcdl.errors import UsageError
 from hpcdl.prep.chips import Chips, Rect, area, chips_in, merge, near, subtract
 from hpcdl.raster.grid import Grid
 
-# A split is drawn from at least so many blocks, when the scene has room for them: fewer make fractions coarse.
-_BLOCKS_WANTED = 20
-# Random drawings of blocks that are compared; the one whose buffers cost the least is taken.
-_DRAWINGS = 40
+# Chips along a block, unless block_px says otherwise: at 8 a buffer of one chip costs train about a seventh.
+_BLOCK_CHIPS = 8
 # A drawing that keeps less of its scarcest split than this gives way to splits side by side, which have short borders.
 _KEEP = 0.6
+# Splits side by side are made of at least so many strips and squares: fewer make fractions coarse.
+_PIECES_WANTED = 20
+# Up to so many rectangles, chips are also tried slid up to the buffers' edges; with more there are chips enough.
+_FEW_RECTS = 64
 _RANK = ("test", "val", "train")
+# The R2 sequence (Roberts 2018) in whole 2^-64: places on any window of the lattice spread evenly over 0..1, so that
+# fractions hold for a few blocks already. 1/p and 1/p², p³ = p + 1.
+_R2 = (13925041150013968384, 10511698283990654976)
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,17 @@ class SplitRules:
 
 @dataclass(frozen=True)
 class Layout:
-    """Regions (before buffers) and chips of each split that has any, and how many chips lay in its buffer."""
+    """Regions (before buffers) and chips of each split that has any, and how many chips lay in its buffer.
+
+    `method` says how the regions came about: "regions" (all given), "blocks" (by map coordinates), or "sides" (the scene
+    is too small for blocks: splits lie side by side). `origin` is (row, col) of a corner of the blocks' lattice.
+    """
 
     regions: Mapping[str, list[Rect]]
     chips: Mapping[str, Chips]
     num_buffer: Mapping[str, int]
+    method: str
+    origin: tuple[int, int] = (0, 0)
 
 
 def lay_out(grid: Grid, rules: SplitRules) -> Layout:
@@ -72,7 +87,7 @@ def lay_out(grid: Grid, rules: SplitRules) -> Layout:
         raise UsageError("the test and val regions take the whole scene; leave some of it to train")
     fractions = {"test": rules.test_fraction, "val": rules.val_fraction}
     drawn = {split: share for split, share in fractions.items() if split not in regions and share > 0}
-    layout = _draw(regions, rest, drawn, rules) if drawn else _chip(regions | {"train": rest}, rules)
+    layout = _draw(grid, regions, rest, drawn, rules) if drawn else _chip(regions | {"train": rest}, rules, "regions")
     for split, chips in layout.chips.items():
         if len(chips) == 0:
             raise UsageError(
@@ -129,7 +144,7 @@ def _overlap(piece: Rect, rect: Rect) -> list[Rect]:
     return [both] if both[0] < both[2] and both[1] < both[3] else []
 
 
-def _chip(regions: Mapping[str, Sequence[Rect]], rules: SplitRules) -> Layout:
+def _chip(regions: Mapping[str, Sequence[Rect]], rules: SplitRules, method: str) -> Layout:
     """Chips of each split, less those in the buffer of a split that ranks higher."""
     merged = {split: merge(rects) for split, rects in regions.items()}
     chips: dict[str, Chips] = {}
@@ -138,10 +153,12 @@ def _chip(regions: Mapping[str, Sequence[Rect]], rules: SplitRules) -> Layout:
         higher = [rect for other in _RANK[: _RANK.index(split)] for rect in merged.get(other, [])]
         found = chips_in(merged[split], rules.chip_px, rules.strides_px[split])
         close = near(found, rules.chip_px, higher, rules.buffer_px)
-        # A buffer ends where it ends, not where a chip does: chips that slide up to its edge can use what is left better.
-        slid = chips_in(_without(merged[split], higher, rules.buffer_px), rules.chip_px, rules.strides_px[split])
-        chips[split], num_buffer[split] = max(found[~close], slid, key=len), int(close.sum())
-    return Layout({split: merged[split] for split in chips}, chips, num_buffer)
+        num_buffer[split], chips[split] = int(close.sum()), found[~close]
+        if 0 < len(higher) <= _FEW_RECTS:
+            # A buffer ends where it ends, not where a chip does: chips that slide up to its edge can use what is left better.
+            left = _without(merged[split], higher, rules.buffer_px)
+            chips[split] = max(chips[split], chips_in(left, rules.chip_px, rules.strides_px[split]), key=len)
+    return Layout({split: merged[split] for split in chips}, chips, num_buffer, method)
 
 
 def _without(rects: Sequence[Rect], higher: Sequence[Rect], buffer_px: int) -> list[Rect]:
@@ -154,45 +171,82 @@ def _without(rects: Sequence[Rect], higher: Sequence[Rect], buffer_px: int) -> l
 
 
 def _draw(
-    regions: Mapping[str, list[Rect]], rest: Sequence[Rect], fractions: Mapping[str, float], rules: SplitRules
+    grid: Grid,
+    regions: Mapping[str, list[Rect]],
+    rest: Sequence[Rect],
+    fractions: Mapping[str, float],
+    rules: SplitRules,
 ) -> Layout:
-    """Draw whole blocks of `rest` for the splits of `fractions`; the others train.
+    """Draw parts of `rest` for the splits of `fractions`; the others train.
 
-    Buffers cost most when blocks lie scattered. Of some drawings the one is taken whose scarcest split keeps the
-    largest part of the chips that its fraction promises; in a small scene, where all of them lose much, the splits lie
-    side by side instead.
+    Blocks by map coordinates, unless the scene is so small that buffers would eat up a split: then side by side.
     """
-    block_px = rules.block_px or default_block_px(rest, rules.chip_px)
-    blocks = [block for rect in rest for block in blocks_of(rect, block_px)]
-    numbers = {split: max(1, round(share * len(blocks))) for split, share in fractions.items()}
-    if sum(numbers.values()) >= len(blocks):
+    shares = {**fractions, "train": 1 - sum(fractions.values())}
+    total = sum(map(area, rest))
+
+    def kept(layout: Layout) -> float:
+        """Of what its fraction promises, the part that the scarcest split keeps."""
+        pixels = {split: len(layout.chips[split]) * rules.strides_px[split] ** 2 for split in shares}
+        return min(pixels[split] / (shares[split] * total) for split in shares)
+
+    # The lattice's origin is the map's; with pixels that are no multiples of it, a border moves by half a pixel at most.
+    col, row = grid.to_pixel(0.0, 0.0)
+    origin = round(row), round(col)
+    drawn = _blocks_by_place(grid, rest, origin, fractions, rules)
+    blocks = dataclasses.replace(_chip({**regions, **drawn}, rules, "blocks"), origin=origin)
+    if kept(blocks) >= _KEEP or rules.block_px is not None:
+        return blocks
+    piece_px = _piece_px(rest, rules.chip_px)
+    pieces = [piece for rect in rest for piece in blocks_of(rect, piece_px)]
+    numbers = {split: max(1, round(share * len(pieces))) for split, share in fractions.items()}
+    if sum(numbers.values()) >= len(pieces):
         raise UsageError(
-            f"the scene has {len(blocks)} block(s) of {block_px} pixels, too few for splits by fraction; choose a "
-            "smaller --block-px or --chip-px, or give whole sides with --test-region east:0.3"
+            f"the scene has {len(pieces)} block(s) of {piece_px} pixels, too few for splits by fraction; choose a "
+            "smaller --chip-px, or give whole sides with --test-region east:0.3"
         )
-    wanted = {"train": len(blocks) - sum(numbers.values()), **numbers}
-    random = np.random.default_rng(rules.seed)
-    # Chips of a drawing, about; a scene with very many has blocks to spare, and comparing drawings would take minutes.
-    num_chips = sum(area(block) for block in blocks) // min(rules.strides_px.values()) ** 2
-    num_drawings = max(1, min(_DRAWINGS, 4_000_000 // max(1, num_chips)))
 
-    def lay(order: list[int]) -> tuple[float, Layout]:
+    def side_by_side(axis: int, sign: int) -> Layout:
+        order = _from_both_ends(pieces, numbers, axis, sign)
         drawn: dict[str, list[Rect]] = dict(regions)
-        for split in (*fractions, "train"):
-            drawn[split] = [blocks[number] for number in sorted(order[: wanted[split]])]
-            order = order[wanted[split] :]
-        layout = _chip(drawn, rules)
-        # Chips kept per block wanted, with the stride taken out, so that splits of unequal strides compare.
-        return min(len(layout.chips[split]) * rules.strides_px[split] ** 2 / wanted[split] for split in wanted), layout
+        wanted = {**numbers, "train": len(pieces) - sum(numbers.values())}
+        for split, number in wanted.items():
+            drawn[split], order = [pieces[place] for place in sorted(order[:number])], order[number:]
+        return _chip(drawn, rules, "sides")
 
-    def best(orders: Iterable[list[int]]) -> tuple[float, Layout]:
-        return max((lay(order) for order in orders), key=lambda pair: pair[0])
+    ways = [(0, 1), (0, -1), (1, 1), (1, -1)]
+    first = int.from_bytes(hashlib.sha256(f"{rules.seed}".encode()).digest()[:8], "little") % len(ways)
+    # The seed decides between ways that keep the same.
+    sides = [side_by_side(*way) for way in ways[first:] + ways[:first]]
+    return max([*sides, blocks], key=kept)
 
-    kept, layout = best(random.permutation(len(blocks)).tolist() for _ in range(num_drawings))
-    if kept < _KEEP * block_px**2:
-        compact = best(_from_both_ends(blocks, numbers, axis, sign) for axis in (0, 1) for sign in (1, -1))
-        layout = max((kept, layout), compact, key=lambda pair: pair[0])[1]
-    return layout
+
+def _blocks_by_place(
+    grid: Grid, rest: Sequence[Rect], origin: tuple[int, int], fractions: Mapping[str, float], rules: SplitRules
+) -> dict[str, list[Rect]]:
+    """`rest` cut along a lattice of map coordinates; the split of a cell follows from its place on the map."""
+    block_px = rules.block_px or _BLOCK_CHIPS * rules.chip_px
+    seed = int.from_bytes(hashlib.sha256(f"hpcdl-splits:{rules.seed}".encode()).digest()[:8], "little")
+    drawn: dict[str, list[Rect]] = {split: [] for split in (*fractions, "train")}
+    test, val = fractions.get("test", 0.0), fractions.get("val", 0.0)
+    for row0, col0, row1, col1 in rest:
+        rows, cols = _lattice(row0, row1, origin[0], block_px), _lattice(col0, col1, origin[1], block_px)
+        for top, bottom in itertools.pairwise(rows):
+            south = (top - origin[0]) // block_px
+            # Counted northwards and eastwards, whichever way the grid's rows and columns run.
+            north = -1 - south if grid.transform[4] < 0 else south
+            for left, right in itertools.pairwise(cols):
+                east = (left - origin[1]) // block_px
+                east = east if grid.transform[0] > 0 else -1 - east
+                place = (seed + east * _R2[0] + north * _R2[1]) % 2**64 / 2**64
+                split = "test" if place < test else "val" if place >= 1 - val else "train"
+                drawn[split].append((top, left, bottom, right))
+    return drawn
+
+
+def _lattice(start: int, stop: int, origin: int, step: int) -> list[int]:
+    """Where an axis is cut by a lattice of that origin and step, its ends included."""
+    first = origin + math.floor((start - origin) / step + 1) * step
+    return [start, *range(first, stop, step), stop]
 
 
 def _from_both_ends(blocks: Sequence[Rect], numbers: Mapping[str, int], axis: int, sign: int) -> list[int]:
@@ -203,12 +257,12 @@ def _from_both_ends(blocks: Sequence[Rect], numbers: Mapping[str, int], axis: in
     return order[:first] + order[last:] + order[first:last]
 
 
-def default_block_px(rects: Sequence[Rect], chip_px: int) -> int:
-    """The largest whole number of chips for which the rectangles hold at least 20 blocks; one chip when none does."""
+def _piece_px(rects: Sequence[Rect], chip_px: int) -> int:
+    """The largest whole number of chips for which the rectangles hold at least 20 pieces; one chip when none does."""
     longest = max(max(row1 - row0, col1 - col0) for row0, col0, row1, col1 in rects)
-    for block_px in range(longest // chip_px * chip_px, chip_px, -chip_px):
-        if sum(len(blocks_of(rect, block_px)) for rect in rects if area(rect) >= block_px**2) >= _BLOCKS_WANTED:
-            return block_px
+    for piece_px in range(longest // chip_px * chip_px, chip_px, -chip_px):
+        if sum(len(blocks_of(rect, piece_px)) for rect in rects if area(rect) >= piece_px**2) >= _PIECES_WANTED:
+            return piece_px
     return chip_px
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from hpcdl.errors import UsageError
 from hpcdl.raster.grid import Grid
-from hpcdl.raster.source import RasterSource
+from hpcdl.raster.legend import IGNORE_INDEX, ClassMap
+from hpcdl.raster.source import Array, Mask, RasterSource
 
 Codes = npt.NDArray[np.int64]
 
@@ -56,23 +58,49 @@ class Labels:
             FailedError: the file is damaged in this window.
             UsageError: the raster holds negative codes that are not its nodata value.
         """
+        pixels_HW, valid_HW = self._read(grid, row, col, height, width, resampling)
+        return np.where(valid_HW, pixels_HW.astype(np.int64), NO_LABEL)
+
+    def _read(self, grid: Grid, row: int, col: int, height: int, width: int, resampling: str) -> tuple[Array, Mask]:
+        """Codes in the file's own type, and which of them are labels."""
         if resampling not in LABEL_RESAMPLINGS:
             raise UsageError(f"label resampling {resampling!r} is not known; allowed: {', '.join(LABEL_RESAMPLINGS)}")
         pixels_CHW, valid_HW = self._source.read(grid, row, col, height, width, resampling)
-        if bool((pixels_CHW[0][valid_HW] < 0).any()):
+        pixels_HW = pixels_CHW[0]
+        if pixels_HW.dtype.kind == "i" and bool((pixels_HW[valid_HW] < 0).any()):
             raise UsageError(
                 f"{self.path}: holds negative class codes; declare them as nodata (gdal_edit.py -a_nodata)"
             )
-        return np.where(valid_HW, pixels_CHW[0].astype(np.int64), NO_LABEL)
+        return pixels_HW, valid_HW
 
-    def count(self, grid: Grid, resampling: str = "nearest", rows_px: int = 1024) -> dict[int, int]:
-        """Pixels of each code on a grid, NO_LABEL included when there are any; read in strips of `rows_px` rows."""
-        counts: dict[int, int] = {}
-        for row in range(0, grid.height, rows_px):
-            codes_HW = self.read_on(grid, row, 0, min(rows_px, grid.height - row), grid.width, resampling)
-            codes, numbers = np.unique(codes_HW, return_counts=True)
-            for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
-                counts[code] = counts.get(code, 0) + number
+    def read_classes(
+        self, classes: ClassMap, grid: Grid, row: int, col: int, height: int, width: int, resampling: str = "nearest"
+    ) -> npt.NDArray[np.uint8]:
+        """Dense class indices, H × W, of a window of another grid, IGNORE_INDEX where there is no class; see read_on."""
+        pixels_HW, valid_HW = self._read(grid, row, col, height, width, resampling)
+        if pixels_HW.dtype.itemsize > 2 or pixels_HW.dtype.kind != "u":
+            return classes.indices(np.where(valid_HW, pixels_HW.astype(np.int64), NO_LABEL))
+        indices_HW = classes.table().take(pixels_HW)
+        indices_HW[~valid_HW] = IGNORE_INDEX
+        return indices_HW
+
+    def count(self, grid: Grid, resampling: str = "nearest", block_px: int = 2048) -> dict[int, int]:
+        """Pixels of each code on a grid, NO_LABEL included when there are any; read block by block."""
+        counts: Counter[int] = Counter()
+        for row in range(0, grid.height, block_px):
+            for col in range(0, grid.width, block_px):
+                height, width = min(block_px, grid.height - row), min(block_px, grid.width - col)
+                pixels_HW, valid_HW = self._read(grid, row, col, height, width, resampling)
+                codes = pixels_HW.ravel() if valid_HW.all() else pixels_HW[valid_HW]
+                if codes.dtype == np.uint8:
+                    numbers = np.bincount(codes, minlength=256)
+                    found = np.flatnonzero(numbers)
+                    counts.update(dict(zip(found.tolist(), numbers[found].tolist(), strict=True)))
+                else:
+                    found, numbers = np.unique(codes, return_counts=True)
+                    counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+                if codes.size < pixels_HW.size:
+                    counts[NO_LABEL] += pixels_HW.size - codes.size
         return dict(sorted(counts.items()))
 
     def __getstate__(self) -> dict[str, Any]:

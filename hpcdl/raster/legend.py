@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,7 @@ class ClassMap:
 
     def table(self) -> npt.NDArray[np.uint8]:
         """Dense index of every code from 0 to 65535, IGNORE_INDEX for codes of no class."""
-        table = np.full(MAX_CODE + 1, IGNORE_INDEX, np.uint8)
-        for index, entry in enumerate(self.classes):
-            table[list(entry.sources)] = index
-        return table
+        return _table(self.classes)
 
     def indices(self, codes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
         """Dense indices of an array of codes, any shape; negative codes and codes of no class become IGNORE_INDEX.
@@ -121,6 +119,15 @@ class ClassMap:
                 for e in entries
             )
         )
+
+
+@lru_cache(maxsize=8)
+def _table(classes: tuple[LegendClass, ...]) -> npt.NDArray[np.uint8]:
+    table = np.full(MAX_CODE + 1, IGNORE_INDEX, np.uint8)
+    for index, entry in enumerate(classes):
+        table[list(entry.sources)] = index
+    table.flags.writeable = False
+    return table
 
 
 def load_legend(name: str, classes_file: str | None = None) -> Legend:

@@ -152,7 +152,7 @@ def test_a_failing_shard_is_named_and_finished_ones_stay(tmp_path):
     code, _, errors = finish(start(tmp_path, out, workers=1, grid="image"))
     assert code == 1
     assert len(errors.splitlines()) == 1
-    assert re.search(r"test-00000\.h5 \(chips at rows .*band_b3\.tif: not readable in rows", errors)
+    assert re.search(r"test-00000\.h5 \(test chips in rows .*band_b3\.tif: not readable in rows", errors)
     assert list(out.glob("train-*.h5"))
     assert not (out / "manifest.json").exists()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
@@ -260,8 +260,9 @@ def test_launchers_are_told_apart():
 
 
 def test_kinds_are_the_files_with_settings():
-    assert list(input_kinds()) == ["landcover"]
-    with pytest.raises(UsageError, match="unknown kind of input 'landcove'; known: landcover"):
+    assert "landcover" in input_kinds()
+    assert not {"plan", "runner", "splits"} & set(input_kinds())
+    with pytest.raises(UsageError, match="unknown kind of input 'landcove'; known: .*landcover"):
         load_kind("landcove")
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from rasterio.crs import CRS
 
 from hpcdl.errors import UsageError
-from hpcdl.prep.splits import SplitRules, blocks_of, default_block_px, lay_out, parse_region
+from hpcdl.prep.splits import SplitRules, lay_out, parse_region
 from hpcdl.raster.grid import Grid
 
 WKT = CRS.from_epsg(32612).to_wkt()
@@ -129,9 +130,60 @@ def test_what_is_too_small_is_refused_with_a_way_out():
         lay_out(grid(40, 40), dataclasses.replace(RULES, test_region="bbox:0,0,9e6,9e6"))
 
 
-def test_blocks_are_large_but_at_least_twenty():
-    size = default_block_px([(0, 0, 1359, 1073)], 128)
-    assert size % 128 == 0
-    assert len(blocks_of((0, 0, 1359, 1073), size)) >= 20
-    assert len(blocks_of((0, 0, 1359, 1073), size + 128)) < 20
-    assert default_block_px([(0, 0, 20, 20)], 8) == 8
+def split_at(layout, here: Grid, x: float, y: float) -> str:
+    col, row = here.to_pixel(x, y)
+    (found,) = (
+        split
+        for split, rects in layout.regions.items()
+        if any(r0 <= row < r1 and c0 <= col < c1 for r0, c0, r1, c1 in rects)
+    )
+    return found
+
+
+def test_a_place_has_one_split_in_every_scene_of_it():
+    # Scenes of one pixel size, shifted against each other, one of them written from south to north.
+    scenes = [
+        grid(700, 800),
+        Grid(WKT, (30.0, 0.0, 300_000.0 + 30 * 211, 0.0, -30.0, 4_150_000.0 - 30 * 97), 900, 650),
+        Grid(WKT, (30.0, 0.0, 300_000.0 + 30 * 50, 0.0, 30.0, 4_150_000.0 - 30 * 690), 640, 700),
+    ]
+    layouts = [lay_out(scene, RULES) for scene in scenes]
+    assert {layout.method for layout in layouts} == {"blocks"}
+    random = np.random.default_rng(0)
+    seen = set()
+    for x, y in zip(random.uniform(307_000, 320_000, 400), random.uniform(4_131_000, 4_146_000, 400), strict=True):
+        splits = {split_at(layout, scene, x, y) for layout, scene in zip(layouts, scenes, strict=True)}
+        assert len(splits) == 1, (x, y)
+        seen |= splits
+    assert seen == {"train", "val", "test"}
+
+
+def test_fractions_hold_for_few_blocks_and_for_many():
+    for size in (300, 1200):
+        for seed in range(5):
+            layout = lay_out(grid(size, size), dataclasses.replace(RULES, seed=seed))
+            shares = {
+                split: sum((r1 - r0) * (c1 - c0) for r0, c0, r1, c1 in rects) / size**2
+                for split, rects in layout.regions.items()
+            }
+            # 22 blocks of 64 pixels, some of them cut by the edges, and 350.
+            tolerance = 0.12 if size == 300 else 0.02
+            assert shares["test"] == pytest.approx(0.2, abs=tolerance)
+            assert shares["val"] == pytest.approx(0.1, abs=tolerance)
+
+
+def test_a_scene_too_small_for_blocks_is_split_side_by_side():
+    layout = lay_out(grid(84, 84), RULES)
+    assert layout.method == "sides"
+    assert all(len(chips) for chips in layout.chips.values())
+    assert lay_out(grid(64, 100), dataclasses.replace(RULES, test_region="east:0.3", val_fraction=0)).method == "regions"
+
+
+def test_a_million_chips_are_laid_out_with_little_memory():
+    rules = dataclasses.replace(RULES, chip_px=128, buffer_px=128, strides_px=dict.fromkeys(RULES.strides_px, 128))
+    tracemalloc.start()
+    layout = lay_out(grid(128_000, 128_000), rules)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, layout.chips.values())) + sum(layout.num_buffer.values()) > 1_000_000
+    assert most < 200e6

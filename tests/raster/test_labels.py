@@ -13,7 +13,7 @@ def test_nodata_is_no_label_and_counts_add_up(tmp_path):
     values = np.array([[[11, 11, 42], [255, 0, 42]]], "uint8")
     labels = open_labels(write_raster(tmp_path / "l.tif", values, image_affine(), UTM, nodata=255))
     assert labels.read(0, 0, 2, 3).tolist() == [[11, 11, 42], [NO_LABEL, 0, 42]]
-    assert labels.count(labels.grid, rows_px=1) == {NO_LABEL: 1, 0: 1, 11: 2, 42: 2}
+    assert labels.count(labels.grid, block_px=1) == {NO_LABEL: 1, 0: 1, 11: 2, 42: 2}
 
 
 def test_on_the_image_grid_codes_come_from_the_nearest_pixel(tmp_path):

@@ -13,7 +13,8 @@ from rasterio.warp import reproject, transform
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.raster.grid import Grid
 from hpcdl.raster.labels import open_labels
-from hpcdl.raster.scene import Scenes, open_scenes
+from hpcdl.raster.scene import SceneOptions, Scenes, open_scenes
+from hpcdl.raster.source import open_once
 from hpcdl.raster.warp import RESAMPLINGS
 from tests.generators import (
     ALBERS,
@@ -80,8 +81,9 @@ def test_bilinear_pixels_hold_their_own_coordinates(tmp_path):
     np.testing.assert_array_equal(valid, inside)
     # Half a pixel from the rim there is nothing to interpolate with.
     core = inside & (expected_x > 15) & (expected_x < 140 * 30 - 15) & (expected_y > 15) & (expected_y < 120 * 30 - 15)
-    assert np.abs(image[0][core] - expected_x[core]).max() < 1e-3
-    assert np.abs(image[1][core] - expected_y[core]).max() < 1e-3
+    # In metres, of pixels of 30 m: 2e-4 of a pixel.
+    assert np.abs(image[0][core] - expected_x[core]).max() < 6e-3
+    assert np.abs(image[1][core] - expected_y[core]).max() < 6e-3
 
 
 def test_nearest_takes_the_pixel_that_holds_the_centre(tmp_path):
@@ -90,9 +92,13 @@ def test_nearest_takes_the_pixel_that_holds_the_centre(tmp_path):
     image, valid = open_scenes([files.glob]).read(grid, 0, 0, grid.height, grid.width, "nearest")
     x, y = centres(grid.affine, grid.height, grid.width)
     utm_x, utm_y = (np.reshape(v, x.shape) for v in transform(ALBERS, UTM, x.ravel(), y.ravel()))
-    rows, cols = ((IMAGE_CORNER[1] - utm_y) // 30).astype(int), ((utm_x - IMAGE_CORNER[0]) // 30).astype(int)
+    rows, cols = (IMAGE_CORNER[1] - utm_y) / 30, (utm_x - IMAGE_CORNER[0]) / 30
+    # Coordinates are good to 2e-5 pixel: a centre that lies so near to a border may fall on either side of it.
+    clear = valid & (np.abs(rows - np.rint(rows)) > 1e-4) & (np.abs(cols - np.rint(cols)) > 1e-4)
+    assert clear.sum() > 0.999 * valid.sum()
     with rasterio.open(files.images[1]) as dataset:
-        np.testing.assert_array_equal(image[1][valid], dataset.read(1)[rows[valid], cols[valid]])
+        expected = dataset.read(1)[rows[clear].astype(int), cols[clear].astype(int)]
+    np.testing.assert_array_equal(image[1][clear], expected)
 
 
 @pytest.mark.parametrize("resampling", ["bilinear", "cubic"])
@@ -228,20 +234,27 @@ def test_pickling_and_forking_leave_open_files_behind(tmp_path, monkeypatch):
     scenes = open_scenes([files.glob])
     expected = scenes.read(grid, 3, 4, 20, 20)[0]
     copy = pickle.loads(pickle.dumps(scenes))  # noqa: S301
-    source = copy.scenes[0].sources[0]
-    assert not source._handles
     np.testing.assert_array_equal(copy.read(grid, 3, 4, 20, 20)[0], expected)
-    inherited = list(source._handles.values())
+    inherited = open_once(files.images[0])
+    assert open_once(files.images[0]) is inherited
     monkeypatch.setattr("hpcdl.raster.source.os.getpid", lambda: -1)  # as in a forked child
     np.testing.assert_array_equal(copy.read(grid, 3, 4, 20, 20)[0], expected)
-    assert not set(map(id, inherited)) & set(map(id, source._handles.values()))
+    assert open_once(files.images[0]) is not inherited
+
+
+def test_only_so_many_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcdl.raster.source._MOST_OPEN", 2)
+    paths = [coordinate_image(tmp_path / f"{number}.tif", 20, 20) for number in range(4)]
+    opened = [open_once(path) for path in paths]
+    assert [dataset.closed for dataset in opened] == [True, True, False, False]
+    assert not open_once(paths[0]).closed
 
 
 def test_missing_crs_is_refused_and_can_be_given(tmp_path):
     path = write_raster(tmp_path / "bare.tif", np.ones((1, 8, 8), "uint8"), image_affine(), None)
     with pytest.raises(UsageError, match=r"bare\.tif: has no coordinate system.*--image-crs"):
         open_scenes([str(path)])
-    scenes = open_scenes([str(path)], crs=UTM)
+    scenes = open_scenes([str(path)], SceneOptions(crs=UTM))
     grid = Grid(scenes.grid.crs, scenes.grid.window_transform(0.5, 0.5), 6, 6)
     assert scenes.read(grid, 0, 0, 6, 6)[1].all()
 
