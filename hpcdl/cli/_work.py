@@ -1,4 +1,4 @@
-"""Preprocessing and prediction run behind `python -m hpcdl.…`: here in a child process, or as a job with --nodes."""
+"""Work on data runs behind `python -m hpcdl.…`: here in a child process, or as a job with --nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpcdl.options import Options, sbatch_arguments
 from hpcdl.settings import read_settings, resolve
 from hpcdl.spec import JobSpec
 
-MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict"}
+MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict", "check": "hpcdl.check"}
 
 
 def run_here(kind: str, request: Mapping[str, Any]) -> None:

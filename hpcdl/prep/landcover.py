@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 from hpcdl.errors import UsageError
 from hpcdl.prep import plan as plans
 from hpcdl.prep.chips import Chips
+from hpcdl.prep.distance import smallest_distance
 from hpcdl.prep.splits import Layout, SplitRules, lay_out
 from hpcdl.prep.statistics import Array, ImageSums, histogram, image_statistics
 from hpcdl.raster.grid import Grid
@@ -187,6 +189,7 @@ def make_shard(plan: Plan, task: plans.ShardTask) -> plans.ShardContent:
     label_NHW = np.empty((most, chip, chip), np.uint8)
     places = np.empty((most, 2), np.int32)
     sums, counted, kept = ImageSums(bands), np.zeros(classes, np.int64), 0
+    left_out: list[tuple[int, int]] = []
     for chips in _read_together(task.items, chip, plan.layout.origin):
         (top, left), (bottom, right) = chips.min(axis=0).tolist(), (chips.max(axis=0) + chip).tolist()
         image_CHW, valid_HW, label_HW = _read(plan, top, left, bottom - top, right - left)
@@ -194,6 +197,7 @@ def make_shard(plan: Plan, task: plans.ShardTask) -> plans.ShardContent:
             window = (slice(row - top, row - top + chip), slice(col - left, col - left + chip))
             num_labelled = np.count_nonzero(label_HW[window] != IGNORE_INDEX)
             if num_labelled < settings.min_valid * chip * chip or num_labelled == 0:
+                left_out.append((row, col))
                 continue
             image_NCHW[kept], label_NHW[kept], places[kept] = image_CHW[:, *window], label_HW[window], (row, col)
             sums.add(image_NCHW[kept], valid_HW[window])
@@ -207,7 +211,9 @@ def make_shard(plan: Plan, task: plans.ShardTask) -> plans.ShardContent:
         "col": places[:, 1],
         "transform": np.array([plan.grid.window_transform(*p) for p in places.tolist()], np.float64).reshape(-1, 6),
     }
-    return plans.ShardContent(fields, {"histogram": counted, **sums.attributes()}, most - kept)
+    dropped = np.array(left_out, np.int32).reshape(-1, 2)
+    attributes = {"histogram": counted, "dropped": dropped.ravel(), **sums.attributes()}
+    return plans.ShardContent(fields, attributes, len(dropped))
 
 
 def _read(plan: Plan, row: int, col: int, height: int, width: int) -> tuple[Array, Array, Array]:
@@ -246,14 +252,32 @@ def manifest_entries(plan: Plan, attributes: Mapping[str, Mapping[str, Any]]) ->
         "grid": {**plan.grid.to_json(), "chip_px": plan.options.chip_px},
         "regions": {split: [list(rect) for rect in rects] for split, rects in plan.layout.regions.items()},
         "splits_by": plan.layout.method,
+        "distances": _distances(plan, attributes),
     }
+
+
+def _distances(plan: Plan, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each two splits the smallest distance between their pixels' centres, in pixels and in metres of the grid."""
+    chips: dict[str, list[Chips]] = {}
+    for task in plan.shards:
+        dropped = set(map(tuple, np.reshape(attributes[task.name]["dropped"], (-1, 2)).tolist()))
+        kept = [tuple(place) not in dropped for place in task.items.tolist()] if dropped else slice(None)
+        chips.setdefault(task.split, []).append(task.items[kept])
+    found: dict[str, Any] = {}
+    for one, other in itertools.combinations(chips, 2):
+        apart = smallest_distance(np.concatenate(chips[one]), np.concatenate(chips[other]), plan.options.chip_px)
+        if apart is not None:
+            found[f"{one}-{other}"] = {"px": apart, "map_units": apart * plan.grid.pixel_size}
+    return found
 
 
 def summary(plan: Plan, entries: Mapping[str, Any]) -> list[str]:
     """The grid and a table of the classes with their share of the train pixels."""
     grid = plan.grid
     counted = entries["statistics"]["label"]["histogram"]
+    apart = [f"{names} {entry['px']:.6g} pixels" for names, entry in entries["distances"].items()]
     lines = [
+        f"splits by {plan.layout.method}; smallest distance: {', '.join(apart) or 'one split only'}",
         f"grid: {grid.height} × {grid.width} pixels of {abs(grid.transform[0]):.6g}, {grid.name}; "
         f"bands: {', '.join(plan.scenes.band_names)}",
         f"{'index':>5} {'code':>5} {'train pixels':>13} {'share':>7}  class",

@@ -109,6 +109,12 @@ class Grid:
         text: str = parse_crs(self.crs).to_string()
         return text if len(text) <= 60 else text[:57] + "…"
 
+    @property
+    def pixel_size(self) -> float:
+        """Height and width of a pixel in units of the coordinate system (metres, mostly): the smaller one of both."""
+        a, b, _, d, e, _ = self.transform
+        return min(math.hypot(a, d), math.hypot(b, e))
+
     def window_transform(self, row: float, col: float) -> Transform:
         """The transform of a window whose top-left pixel is (row, col)."""
         a, b, c, d, e, f = self.transform

@@ -1,24 +1,24 @@
-"""Shards to batches of tensors: files are mapped, samples gathered, and the next batches made ready while the network computes."""
+"""Shards to batches of tensors, made ready by a thread while the network computes."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import h5py
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from hpcdl.errors import FailedError
-from hpcdl.shards.manifest import Manifest
-from hpcdl.shards.order import RankBatch, SampleOrder
+from hpcdl.shards.buffers import BufferPool
+from hpcdl.shards.order import Indices, SampleOrder
+from hpcdl.shards.reader import ShardReader
 
 AHEAD = 2
-"""Batches made ready before they are asked for: one to hand over, one in the making."""
+"""Chunks made ready before they are asked for."""
+CHUNK_BYTES = 4_000_000
+"""Small batches are made several at a time, up to this size: handing one over costs more than filling it."""
+CHUNK_BATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Batch:
         """The batch on a device; from pinned memory the copy overlaps with what the device does."""
         if device.type == "cpu":
             return self
-        moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.fields.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.fields.items()}
+        _hold_until_copied(self.fields)
         return Batch(moved, self.mask.to(device), self.draws.to(device))
 
     def parts(self, number: int) -> list[Batch]:
@@ -58,55 +59,37 @@ class Batch:
         ]
 
 
-class ShardReader:
-    """All samples of a split as one sequence, read through memory maps; opened at first use, once a process."""
+_COPYING: deque[tuple[torch.cuda.Event, Mapping[str, torch.Tensor]]] = deque()
 
-    def __init__(self, manifest: Manifest, split: str, names: tuple[str, ...]) -> None:
-        self.manifest, self.names = manifest, names
-        self.shards = [shard for shard in manifest.splits.get(split, ()) if shard.num_samples]
-        self.starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
-        self._maps: list[dict[str, npt.NDArray[Any]] | None] = [None] * len(self.shards)
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def gather(self, indices: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-        """Samples by number, in the order asked for: name to an array of shape (len(indices), …)."""
-        owner = np.searchsorted(self.starts, indices, side="right") - 1
-        first = self._map(int(owner[0]))
-        arrays = {name: np.empty((len(indices), *first[name].shape[1:]), first[name].dtype) for name in self.names}
-        for number in np.unique(owner):
-            (places,) = np.nonzero(owner == number)
-            rows = indices[places] - self.starts[number]
-            for name, mapped in self._map(int(number)).items():
-                arrays[name][places] = mapped[rows]
-        return arrays
-
-    def _map(self, number: int) -> dict[str, npt.NDArray[Any]]:
-        mapped = self._maps[number]
-        if mapped is None:
-            path = self.manifest.folder / self.shards[number].file
-            try:
-                with h5py.File(path, "r", locking=False) as file:
-                    mapped = {name: _mapped(file[name]) for name in self.names}
-            except (OSError, KeyError, ValueError) as error:
-                raise FailedError(f"{path}: not readable as a shard: {error}") from None
-            self._maps[number] = mapped
-        return mapped
+def _hold_until_copied(fields: Mapping[str, torch.Tensor]) -> None:
+    """Keep tensors alive, and so their buffers from being filled anew, until the device has copied them."""
+    copied = torch.cuda.Event()
+    copied.record()
+    _COPYING.append((copied, fields))
+    while _COPYING and _COPYING[0][0].query():
+        _COPYING.popleft()
 
 
 class Loader:
-    """One rank's batches of a split, epoch by epoch, from any batch on."""
+    """One rank's batches of a split, epoch by epoch, from any batch on.
+
+    A batch's tensors are its own for as long as anything refers to them or to a part of them.
+    """
 
     def __init__(self, reader: ShardReader, order: SampleOrder, rank: int, size: int) -> None:
         self.reader, self.order, self.rank, self.size = reader, order, rank, size
+        self._each = order.batch_size // size
+        batch_bytes = max(1, self._each * reader.sample_bytes)
+        self._chunk = max(1, min(CHUNK_BYTES // batch_bytes, CHUNK_BATCHES, order.num_batches))
+        self._pool = BufferPool(lambda: reader.empty(self._chunk * self._each), torch.cuda.is_available())
 
     def batches(self, epoch: int, first: int = 0) -> Generator[Batch, None, None]:
-        """The epoch's batches from number `first` on, made ready by a thread; ending early ends the thread."""
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+        """The epoch's batches from number `first` on; ending early ends the thread that makes them."""
+        ready: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(AHEAD)
         stop = threading.Event()
 
-        def put(item: Batch | BaseException | None) -> bool:
+        def put(item: list[Batch] | BaseException | None) -> bool:
             while not stop.is_set():
                 try:
                     ready.put(item, timeout=0.1)
@@ -118,8 +101,9 @@ class Loader:
         def work() -> None:
             try:
                 places = self.order.epoch(epoch)
-                for number in range(first, self.order.num_batches):
-                    if not put(self._make(self.order.share(places, number, self.rank, self.size))):
+                for number in range(first, self.order.num_batches, self._chunk):
+                    last = min(number + self._chunk, self.order.num_batches)
+                    if not put(self._make(places, number, last)):
                         return
                 put(None)
             except BaseException as error:  # handed over: the reader of the queue raises it
@@ -134,20 +118,24 @@ class Loader:
                     return
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                item.reverse()
+                while item:
+                    # Popped, so that the loader itself keeps no batch alive that its user has dropped.
+                    yield item.pop()
         finally:
             stop.set()
             thread.join()
 
-    def _make(self, share: RankBatch) -> Batch:
-        arrays = self.reader.gather(share.indices)
-        fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(fields, torch.from_numpy(share.mask), torch.from_numpy(share.draws))
-
-
-def _mapped(dataset: h5py.Dataset) -> npt.NDArray[Any]:
-    """A contiguous HDF5 data set as a read-only memory map; any other one as an array in memory."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.chunks is not None or dataset.compression is not None:
-        return np.asarray(dataset[...])
-    return np.memmap(dataset.file.filename, mode="r", shape=dataset.shape, offset=offset, dtype=dataset.dtype)
+    def _make(self, places: tuple[Indices, Indices], first: int, last: int) -> list[Batch]:
+        """Batches `first` to before `last`."""
+        share = self.order.shares(places, first, last, self.rank, self.size)
+        count = (last - first) * self._each
+        buffers = {name: array[:count] for name, array in self._pool.take().items()}
+        self.reader.gather(share.indices, buffers)
+        tensors = {name: torch.from_numpy(array).split(self._each) for name, array in buffers.items()}
+        masks = torch.from_numpy(share.mask).split(self._each)
+        draws = torch.from_numpy(share.draws).split(self._each)
+        return [
+            Batch({name: parts[number] for name, parts in tensors.items()}, masks[number], draws[number])
+            for number in range(last - first)
+        ]

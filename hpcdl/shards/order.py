@@ -55,9 +55,14 @@ class SampleOrder:
 
     def share(self, epoch: tuple[Indices, Indices], batch: int, rank: int, size: int) -> RankBatch:
         """The part of global batch `batch` that belongs to one of `size` ranks; batch_size must divide by `size`."""
+        return self.shares(epoch, batch, batch + 1, rank, size)
+
+    def shares(self, epoch: tuple[Indices, Indices], first: int, last: int, rank: int, size: int) -> RankBatch:
+        """That part of the batches from `first` to before `last`, one after the other."""
         order, draws = epoch
         each = self.batch_size // size
-        positions = batch * self.batch_size + rank * each + np.arange(each)
+        starts = np.arange(first, last) * self.batch_size + rank * each
+        positions = (starts[:, None] + np.arange(each)).ravel()
         mask = positions < self.num_samples
         positions %= self.num_samples
         return RankBatch(order[positions], mask, draws[positions])

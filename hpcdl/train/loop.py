@@ -13,9 +13,10 @@ import torch
 
 from hpcdl.pulse import own_pulse
 from hpcdl.rundir import RunDir
-from hpcdl.shards.loader import Loader, ShardReader
+from hpcdl.shards.loader import Loader
 from hpcdl.shards.manifest import Manifest
 from hpcdl.shards.order import SampleOrder
+from hpcdl.shards.reader import ShardReader
 from hpcdl.train import checkpoint, randomness
 from hpcdl.train.checkpoint import Retention
 from hpcdl.train.communicator import Communicator, sum_plain

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hpcdl.errors import FailedError
-from hpcdl.shards.loader import Batch, Loader, ShardReader
+from hpcdl.shards.loader import Batch, Loader
 from hpcdl.shards.manifest import Manifest
 from hpcdl.shards.order import SampleOrder
+from hpcdl.shards.reader import ShardReader
 from tests.datasets import write_blobs
 
 
@@ -67,7 +68,7 @@ def test_leaving_early_ends_the_thread(manifest: Manifest) -> None:
 
 def test_a_damaged_shard_is_named(manifest: Manifest) -> None:
     (manifest.folder / "train-00001.h5").write_bytes(b"not HDF5")
-    with pytest.raises(FailedError, match=r"train-00001\.h5: not readable as a shard"):
+    with pytest.raises(FailedError, match=r"train-00001\.h5 \(samples 8–15 of its split\): not readable as a shard"):
         list(loader(manifest).batches(0))
 
 
