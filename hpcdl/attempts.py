@@ -5,6 +5,7 @@ runs/<name>/attempts/<job id>-<restart>/
   failure.json   the first failure that anybody found; who creates it tells it, the others keep quiet
   beat-00003     of rank 3, beat-main of the first node: rewritten every few seconds, in place
   stderr-00003   what rank 3 wrote to stderr after another rank had failed
+  stage-n3       where node n3 keeps its copy of the data set, when it has one
 
 Everything is plain files on the file system that all nodes see: no ports, no clocks that must agree. Files are opened
 anew for every look, which makes NFS and Lustre clients ask the server.
@@ -66,6 +67,10 @@ class AttemptDir:
     def stderr_file(self, rank: int) -> Path:
         """What a rank wrote after another had failed."""
         return self.path / f"stderr-{rank:05d}"
+
+    def stage_note(self, node: str) -> Path:
+        """Where a node says in which folder its copy of the data set lies."""
+        return self.path / f"stage-{node}"
 
     def make(self) -> None:
         """Make the folder, with an empty control file; one of the same name is emptied."""

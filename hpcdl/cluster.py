@@ -43,6 +43,7 @@ class Cluster:
         omit: options that the site's sbatch refuses, and that the script therefore leaves out.
         environment: variables for the job.
         prologue: shell lines before the launch, such as `module load …`.
+        node_scratch: folder on a node's own disk, with variables that are filled in there; $TMPDIR, or /tmp, when None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Cluster:
     omit: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     prologue: tuple[str, ...] = ()
+    node_scratch: str | None = None
 
     def launch_words(self, resources: Resources) -> list[str]:
         """The launcher with its numbers filled in, as words."""
@@ -150,6 +152,10 @@ def load_cluster(name: str) -> Cluster:
     values["prologue"] = _texts(
         document, "prologue", "lines, such as ['module load gcc']; quote a line that holds ': '"
     )
+    if not isinstance(values.get("node_scratch", ""), str):
+        raise UsageError(
+            f"{document.where('node_scratch')}: node_scratch must be a folder, such as /scratch/$USER/job_$SLURM_JOB_ID"
+        )
     values["environment"] = {
         variable: _variable(document, variable, value) for variable, value in document.section("environment").items()
     }

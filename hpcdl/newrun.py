@@ -27,7 +27,7 @@ RUN_NAME = re.compile(r"[^\s/\\%\x00-\x1f\x7f.-][^/\\%\x00-\x1f\x7f]{0,199}")
 
 
 CHANGEABLE = (
-    "epochs", "max_steps", "log_every", "val_every", "precision", "compression", "accumulate", "on_nan",
+    "epochs", "max_steps", "stage", "log_every", "val_every", "precision", "compression", "accumulate", "on_nan",
     "checkpoint.epochs", "checkpoint.steps", "checkpoint.minutes", "checkpoint.keep", "checkpoint.keep_every",
     "checkpoint.asynchronous", "checkpoint.on_error", "best.min_delta", "best.patience",
     "optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm",
@@ -87,6 +87,7 @@ def train_spec(
         "job": chosen.job_file.name,
         "comm": choose_comm(options.comm, options.resources),
         "data": {"path": str(Path(data).expanduser().absolute())} if data else None,
+        "node_scratch": options.cluster.node_scratch,
         "settings": values,
     }
     return JobSpec("train", run_name, run_dir, options.cluster, options.resources, request, sbatch), chosen.job_file

@@ -20,7 +20,7 @@ from hpcdl.errors import HpcdlError
 from hpcdl.settings import read_help
 
 FOLDER = Path(__file__).parent
-MANY_VALUES = ("--images",)
+MANY_VALUES = ("--images", "--quality")
 """Options that take everything up to the next option, so that an unquoted glob, which the shell expands, works."""
 
 

@@ -45,6 +45,10 @@ def submit(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may stand often.")
     ] = None,
+    stage: Annotated[
+        bool,
+        typer.Option("--stage", help="Copy the data set to each node's own disk first; the same as --set stage=true."),
+    ] = False,
     name: Name = None,
     cluster: ClusterName = None,
     comm: Annotated[str | None, typer.Option("--comm", help="auto | horovod | torch | single")] = None,
@@ -59,6 +63,8 @@ def submit(
     warn_environment()
     flags = {**resources, "cluster": cluster, "comm": comm, "runs": runs}
     settings, words = parse_settings(set_), sbatch_arguments(sbatch)
+    if stage:
+        settings["stage"] = "true"
     options = resolve_options(flags)
     warn_omitted(options.cluster, resources)
     spec, job_file = train_spec(architecture, data, name, settings, words, options)

@@ -47,10 +47,10 @@ def open_inputs(settings: Settings, trained: TrainedRun) -> Inputs:
     """Open the images and labels and choose the map's grid.
 
     Raises:
-        UsageError: an unusable file, another number of bands than the run has, labels beside the images, or a region that
+        UsageError: an unusable file or option, another number of bands than the run has, labels beside the images, or a region that
             the run does not know or that cannot be found on this grid.
     """
-    scenes = open_scenes(settings.images, SceneOptions(crs=settings.image_crs))
+    scenes = open_scenes(settings.images, _scene_options(settings, trained))
     warnings = _check_bands(scenes, trained)
     labels = None if settings.labels is None else open_labels(settings.labels, settings.label_crs)
     target = _target(settings, scenes, labels, trained)
@@ -61,6 +61,25 @@ def open_inputs(settings: Settings, trained: TrainedRun) -> Inputs:
             f"region {settings.region!r} says which pixels to score, but there are no labels; give --labels"
         )
     return Inputs(scenes, labels, target, _regions(settings.region, target, trained), warnings)
+
+
+def _scene_options(settings: Settings, trained: TrainedRun) -> SceneOptions:
+    """How scenes are put together: scaled as the run's data set was, unless the user says otherwise."""
+    own = tuple(trained.manifest.entries.get("settings", {}).get("scale", ()))
+    if not settings.scale and len(set(own)) > 1:
+        raise UsageError(
+            f"the scenes of run {trained.run.name}'s data set had scales of their own ({' '.join(own)}); give these images "
+            "theirs with --scale"
+        )
+    return SceneOptions(
+        scene_by=settings.scene_by,
+        mosaic=settings.mosaic,
+        scale=settings.scale or own[:1],
+        quality=settings.quality,
+        quality_legend=settings.quality_legend,
+        mask=settings.mask,
+        crs=settings.image_crs,
+    )
 
 
 def _check_bands(scenes: Scenes, trained: TrainedRun) -> tuple[str, ...]:

@@ -35,6 +35,19 @@ class Settings:
     """Write the probability of every class as well: one band a class, in steps of 0.004"""
     resampling: Literal["nearest", "bilinear", "cubic", "cubicspline", "lanczos", "average"] = "bilinear"
     """How images are brought onto another grid; use what the data set was made with"""
+    scene_by: Literal["grid", "folder"] = "grid"
+    """Files on one grid, or in one folder, are the bands of one scene"""
+    mosaic: Literal["first", "last", "median"] = "first"
+    """Where scenes overlap: the first or the last one with data, or the median of all"""
+    scale: tuple[str, ...] = ()
+    """Gain and offset: GAIN,OFFSET, a name in configs/scales, or file (default: what the run's data set was made with); once
+    for all scenes, or once for each"""
+    quality: tuple[str, ...] = ()
+    """Quality bands, files or globs, one for each scene: what they leave out has no class in the map"""
+    quality_legend: str = "landsat-c2"
+    """What their codes mean: a name in configs/quality, or a YAML file"""
+    mask: tuple[str, ...] = ()
+    """Flags of the quality bands that leave a pixel out (default: those that the legend names)"""
     image_crs: str | None = None
     """Coordinate system of images that carry none, such as EPSG:32612"""
     label_crs: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -11,20 +12,21 @@ from typing import Any
 
 import torch
 
-from hpcdl.attempts import CONTINUE_ME
+from hpcdl.attempts import CONTINUE_ME, attempt_of
 from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.lock import still_ours
 from hpcdl.pulse import VARIABLE, Blame, own_pulse
 from hpcdl.ranks import node_name, own_rank
 from hpcdl.rundir import RunDir
 from hpcdl.settings import build, read_needs
-from hpcdl.shards.manifest import load_manifest
+from hpcdl.shards.manifest import Manifest, load_manifest
 from hpcdl.snapshot import digest
 from hpcdl.train.communicator import Communicator, PeerLostError, open_communicator
 from hpcdl.train.guards import AgreedError
 from hpcdl.train.job import DataInfo, load_job
 from hpcdl.train.loop import Trainer
 from hpcdl.train.settings import TrainSettings
+from hpcdl.train.stage import staged
 
 TELL_S = 3.0
 """The agent tells a failure within a fraction of this."""
@@ -54,18 +56,26 @@ def main(run: RunDir, began: float) -> int:
         if attempt is not None and not still_ours(run, attempt):
             raise FailedError(f"{run.name}: another job has taken this run over; this one writes no more checkpoints")
 
-    trainer = Trainer(
-        run, job, manifest, build(TrainSettings, spec["settings"]), comm, read_needs(job_file),
-        permit=permit, stop_at=spec.get("stop_at", 0), began=began,
-    )  # fmt: skip
-    if comm.rank == 0:
-        _introduce(trainer, comm, spec["comm"])
-    try:
-        return _train(run, trainer, spec, attempt, job_id, began)
-    except Exception as error:
-        _tell(error)  # first: with a rank gone, MPI may end this process at any moment
-        trainer.saver.give_up(LAST_WRITE_S)
-        raise
+    settings = build(TrainSettings, spec["settings"])
+    with contextlib.ExitStack() as until_end:
+        if settings.stage:
+            note = attempt_of(run, attempt) if attempt else None
+            copies = staged(manifest, ("train", "val"), spec.get("node_scratch"), run.name, note, comm)
+            manifest, taken = until_end.enter_context(copies)
+            if comm.rank == 0:
+                _tell_staged(manifest, taken)
+        trainer = Trainer(
+            run, job, manifest, settings, comm, read_needs(job_file),
+            permit=permit, stop_at=spec.get("stop_at", 0), began=began,
+        )  # fmt: skip
+        if comm.rank == 0:
+            _introduce(trainer, comm, spec["comm"])
+        try:
+            return _train(run, trainer, spec, attempt, job_id, began)
+        except Exception as error:
+            _tell(error)  # first: with a rank gone, MPI may end this process at any moment
+            trainer.saver.give_up(LAST_WRITE_S)
+            raise
 
 
 def _train(run: RunDir, trainer: Trainer, spec: dict[str, Any], attempt: str | None, job_id: str, began: float) -> int:
@@ -78,6 +88,12 @@ def _train(run: RunDir, trainer: Trainer, spec: dict[str, Any], attempt: str | N
         seconds = round(time.time() - began, 1)
         run.record("ended", job_id, attempt=attempt, step=trainer.state.at.step, why=why, seconds=seconds)
     return 0 if done else CONTINUE_ME
+
+
+def _tell_staged(manifest: Manifest, taken: dict[str, Any]) -> None:
+    if taken["staged"]:
+        read, seconds, nodes = taken["read_bytes"] / 1e6, taken["seconds"], taken["num_nodes"]
+        print(f"staged to {manifest.folder}: {read:.1f} MB read for {nodes} node(s) in {seconds:.1f} s", flush=True)
 
 
 def _introduce(trainer: Trainer, comm: Communicator, name: str) -> None:

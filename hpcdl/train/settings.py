@@ -96,6 +96,8 @@ class TrainSettings:
     """How gradients travel between ranks (Horovod)."""
     ema: Annotated[float, Range(0, 1)] = 0.0
     """Decay of an exponential moving average of the weights, used for validation and prediction; 0 keeps none."""
+    stage: bool = False
+    """Copy the data set to each node's own disk before training, and read it there (as --stage does)."""
     log_every: Annotated[int, Range(1)] = 10
     """Steps between two lines of metrics."""
     val_every: Annotated[int, Range(0)] = 1

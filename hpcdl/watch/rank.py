@@ -125,7 +125,17 @@ class Agent:
                 self._tell_own()
                 self._end_when_hopeless(now)
             elif (verdict := self._verdict(code, now - (ended or now))) is not None:
+                self._clear_stage()
                 return verdict
+
+    def _clear_stage(self) -> None:
+        """Remove the node's copy of the data set when the training that made it could not."""
+        with contextlib.suppress(OSError):
+            folder = Path(self.attempt.stage_note(self.host).read_text(encoding="utf-8"))
+            if folder.is_dir():
+                from hpcdl.shards.staging import remove
+
+                remove(folder)
 
     def _pass_signals(self) -> None:
         # Launchers signal the process group or only this process; the training sets a flag, so twice does no harm.
