@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hpcdl.check.findings import Report
 from hpcdl.errors import FailedError
 from hpcdl.shards.manifest import Manifest, Shard, verify_shard
-from hpcdl.shards.writer import read_shard_attributes
+from hpcdl.shards.writer import read_shard_header
 
 _MOST_TOLD = 20
 
@@ -69,6 +69,6 @@ def _look(manifest: Manifest, shard: Shard, digests: bool) -> None:
         verify_shard(manifest, shard)
     elif not path.is_file() or path.stat().st_size != shard.num_bytes:
         raise FailedError(f"{path}: the shard is missing or not of the size that the manifest says")
-    num_samples, _ = read_shard_attributes(path)
+    num_samples = read_shard_header(path).num_samples
     if num_samples != shard.num_samples:
         raise FailedError(f"{path}: holds {num_samples} samples, the manifest says {shard.num_samples}")

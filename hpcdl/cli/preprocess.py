@@ -37,7 +37,9 @@ def command() -> typer.Typer:
     """One command an input kind, its options read from the kind's Settings."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     for kind, path in input_kinds().items():
-        app.command(kind, help=read_help(path))(_kind_command(kind, path))
+        # Options of the others would take time to make, and only their lines in the list are needed.
+        made = _kind_command(kind, path) if kind in sys.argv else lambda: None
+        app.command(kind, help=read_help(path))(made)
     # A callback, so that a single kind is a subcommand all the same.
     app.callback()(lambda: None)
     return app

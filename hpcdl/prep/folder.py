@@ -17,7 +17,7 @@ from typing import Any
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep.plan import Plan
 from hpcdl.shards.manifest import NAME as MANIFEST_NAME
-from hpcdl.shards.writer import read_shard_attributes
+from hpcdl.shards.writer import read_shard_header
 
 LOCK_NAME = ".lock"
 SHARD_PATTERN = re.compile(r"(train|val|test)-\d{5}\.h5")
@@ -182,6 +182,6 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 def _plan_of(path: Path) -> str | None:
     """The plan a shard was made for, None for a file that is damaged (it will be written anew)."""
     try:
-        return str(read_shard_attributes(path)[1].get("plan", ""))
+        return str(read_shard_header(path).attributes.get("plan", ""))
     except FailedError:
         return None

@@ -167,7 +167,13 @@ def _splits(plan: Plan, shards: Mapping[str, Written]) -> dict[str, Any]:
                 f"the {split} split is empty: all its {num_dropped} samples were dropped as not valid enough"
             )
         entries = [
-            {"file": s.file, "num_samples": s.num_samples, "num_bytes": s.num_bytes, "sha256": s.sha256}
+            {
+                "file": s.file,
+                "num_samples": s.num_samples,
+                "num_bytes": s.num_bytes,
+                "sha256": s.sha256,
+                "offsets": dict(s.offsets),
+            }
             for s in members
         ]
         counts = plan.counts.get(split, {})

@@ -17,7 +17,7 @@ from hpcdl.errors import FailedError, HpcdlError
 from hpcdl.prep.kinds import load_kind
 from hpcdl.prep.plan import Plan, ShardTask
 from hpcdl.shards.manifest import file_digest
-from hpcdl.shards.writer import read_shard_attributes, sync, write_shard_file
+from hpcdl.shards.writer import read_shard_header, sync, write_shard_file
 
 
 _MAKING = threading.Lock()
@@ -32,6 +32,7 @@ class Written:
     num_bytes: int
     sha256: str
     attributes: Mapping[str, Any]
+    offsets: Mapping[str, int]
     kept: bool
 
 
@@ -82,9 +83,10 @@ def _inspect(path: Path, digest: str, expected: str | None) -> Written | None:
         sha256 = file_digest(path)
         if expected not in (None, sha256):
             return None
-        num_samples, attributes = read_shard_attributes(path)
+        header = read_shard_header(path)
     except (FailedError, OSError):
         return None
-    if attributes.get("plan") != digest:
+    if header.attributes.get("plan") != digest:
         return None
-    return Written(path.name, num_samples, path.stat().st_size, sha256, attributes, kept=True)
+    size = path.stat().st_size
+    return Written(path.name, header.num_samples, size, sha256, header.attributes, header.offsets, kept=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,17 @@ def write_shard_file(path: Path, fields: Mapping[str, npt.NDArray[Any]], attribu
     sync(path)
 
 
-def read_shard_attributes(path: Path) -> tuple[int, dict[str, Any]]:
-    """(number of samples, root attributes) of a shard.
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard says of itself; `offsets` tell where in the file each field's values begin, in bytes."""
+
+    num_samples: int
+    attributes: Mapping[str, Any]
+    offsets: Mapping[str, int]
+
+
+def read_shard_header(path: Path) -> ShardHeader:
+    """The header of a shard.
 
     Raises:
         FailedError: not a whole HDF5 file, or one without fields.
@@ -49,13 +59,15 @@ def read_shard_attributes(path: Path) -> tuple[int, dict[str, Any]]:
         with h5py.File(path, "r", locking=False) as file:
             lengths = {len(file[name]) for name in file}
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            places = {name: file[name].id.get_offset() for name in file}
     except Exception as error:  # on a damaged file h5py raises what the damage happens to lead to, even KeyError
         raise FailedError(f"{path}: not readable as a shard: {' '.join(str(error).split())}") from None
     if len(lengths) != 1:
         raise FailedError(
             f"{path}: not a shard: it needs fields, all of one length; it has the lengths {sorted(lengths)}"
         )
-    return lengths.pop(), attributes
+    offsets = {name: int(offset) for name, offset in places.items() if offset is not None}
+    return ShardHeader(lengths.pop(), attributes, offsets)
 
 
 def sync(path: Path) -> None:

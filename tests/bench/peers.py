@@ -198,30 +198,60 @@ def read_streaming(case: Case, folder: Path) -> Callable[[int], Iterator[Any]]:
 # --- litdata ---------------------------------------------------------------------------------------------------------
 
 
-def _litdata_sample(job: tuple[str, int]) -> dict[str, Any]:
-    case = CASES[job[0]]
-    if _litdata_sample.made is None or job[1] == 0:
-        _litdata_sample.made = samples(case)
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in next(_litdata_sample.made).items()}
+def _flat(sample: dict[str, np.ndarray]) -> torch.Tensor:
+    """A sample's bytes, field after field: litdata is fastest with blocks of one length."""
+    return torch.from_numpy(np.concatenate([value.reshape(-1).view(np.uint8) for value in sample.values()]))
 
 
-_litdata_sample.made = None
+def _sample_bytes(case: Case) -> int:
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in case.fields.values())
+
+
+class _LitdataSamples:
+    """Called once a sample, in order, in a process of litdata's."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.source = case, None
+
+    def __call__(self, number: int) -> torch.Tensor:
+        if self.source is None:
+            self.source = samples(self.case)
+        return _flat(next(self.source))
 
 
 def write_litdata(case: Case, folder: Path) -> None:
     from litdata import optimize
+    from litdata.streaming.item_loader import TokensLoader
 
-    (name,) = (name for name, other in CASES.items() if other == case)
-    jobs = [(name, number) for number in range(case.count)]
-    optimize(_litdata_sample, jobs, output_dir=str(folder), num_workers=1, chunk_bytes="64MB")
+    size = _sample_bytes(case)
+    optimize(
+        _LitdataSamples(case),
+        list(range(case.count)),
+        output_dir=str(folder),
+        num_workers=1,
+        chunk_size=max(1, (64 << 20) // size) * size,
+        item_loader=TokensLoader(block_size=size),
+    )
 
 
 def read_litdata(case: Case, folder: Path) -> Callable[[int], Iterator[Any]]:
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.item_loader import TokensLoader
 
-    dataset = StreamingDataset(str(folder), shuffle=True, drop_last=False)
-    loader = StreamingDataLoader(dataset, batch_size=case.batch)
-    return lambda epoch: iter(loader)
+    loader = TokensLoader(block_size=_sample_bytes(case))
+    dataset = StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=False)
+    batches = StreamingDataLoader(dataset, batch_size=case.batch)
+
+    def epoch(number: int) -> Iterator[Any]:
+        for flat in batches:
+            fields, start = {}, 0
+            for name, (dtype, shape) in case.fields.items():
+                stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+                part = flat[:, start:stop].contiguous().view(getattr(torch, dtype))
+                fields[name], start = part.reshape(len(flat), *shape), stop
+            yield fields
+
+    return epoch
 
 
 # --- the bound -------------------------------------------------------------------------------------------------------

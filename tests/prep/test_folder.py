@@ -13,7 +13,7 @@ from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import folder as folders
 from hpcdl.prep.folder import LOCK_NAME, locked, prepare
 from hpcdl.prep.plan import Plan, ShardTask
-from hpcdl.shards.writer import read_shard_attributes, write_shard_file
+from hpcdl.shards.writer import read_shard_header, write_shard_file
 
 
 def plan_of(digest: str, num_bytes: int = 100) -> Plan:
@@ -75,7 +75,8 @@ def test_without_a_manifest_shards_of_another_plan_are_replaced(tmp_path, capsys
     shard(tmp_path / "train-00001.h5", "a")
     (tmp_path / "test-00000.h5").write_bytes(b"damaged")
     assert prepare(tmp_path, plan_of("a"), overwrite=False) == {}
-    assert read_shard_attributes(tmp_path / "train-00000.h5") == (3, {"plan": "a"})
+    header = read_shard_header(tmp_path / "train-00000.h5")
+    assert (header.num_samples, header.attributes) == (3, {"plan": "a"})
     assert capsys.readouterr().err == ""
     assert prepare(tmp_path, plan_of("b"), overwrite=False) == {}
     assert [path.name for path in tmp_path.glob("*.h5")] == ["test-00000.h5"]
@@ -86,7 +87,7 @@ def test_without_a_manifest_shards_of_another_plan_are_replaced(tmp_path, capsys
 
 def test_with_a_manifest_shards_are_known_by_their_digest_and_not_opened(tmp_path, monkeypatch, capsys):
     """HDF5 may raise anything on a damaged file, or read it for ever."""
-    monkeypatch.delattr(folders, "read_shard_attributes")
+    monkeypatch.delattr(folders, "read_shard_header")
     shard(tmp_path / "train-00000.h5", "damaged plan")
     body = {"plan": "a", "splits": {"train": {"shards": [{"file": "train-00000.h5", "sha256": "00"}]}}}
     (tmp_path / "manifest.json").write_text(json.dumps(body))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpcdl.errors import FailedError
-from hpcdl.shards.writer import read_shard_attributes, write_shard_file
+from hpcdl.shards.writer import read_shard_header, write_shard_file
 
 FIELDS = {"image": np.arange(24, dtype=np.uint16).reshape(3, 2, 4), "label": np.zeros(3, np.uint8)}
 
@@ -19,7 +19,8 @@ def write(path: Path) -> bytes:
 
 def test_what_is_written_comes_back_and_is_the_same_every_time(tmp_path: Path) -> None:
     assert write(tmp_path / "a.h5") == write(tmp_path / "b.h5")
-    number, attributes = read_shard_attributes(tmp_path / "a.h5")
+    header = read_shard_header(tmp_path / "a.h5")
+    number, attributes = header.num_samples, header.attributes
     assert (number, attributes["plan"], attributes["num_dropped"]) == (3, "a" * 64, 2)
     assert attributes["mean"].tolist() == [0, 1]
     with h5py.File(tmp_path / "a.h5") as file:
@@ -40,7 +41,7 @@ def test_whatever_hdf5_raises_is_a_damaged_shard(
 
     monkeypatch.setattr(h5py, "File", fail)
     with pytest.raises(FailedError, match=r"a\.h5: not readable as a shard: .*unable to") as caught:
-        read_shard_attributes(tmp_path / "a.h5")
+        read_shard_header(tmp_path / "a.h5")
     assert "\n" not in str(caught.value)
 
 
@@ -53,10 +54,10 @@ def test_damage_in_the_metadata_is_an_error_of_ours(tmp_path: Path) -> None:
         damaged[place] ^= 0xFF
         (tmp_path / "b.h5").write_bytes(damaged)
         try:
-            read_shard_attributes(tmp_path / "b.h5")
+            read_shard_header(tmp_path / "b.h5")
         except FailedError:
             seen += 1
     assert seen > 30
     (tmp_path / "b.h5").write_bytes(data[:-1])
     with pytest.raises(FailedError, match="not readable as a shard"):
-        read_shard_attributes(tmp_path / "b.h5")
+        read_shard_header(tmp_path / "b.h5")
