@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, cast
 
 from hpcdl.errors import FailedError, UsageError
 
@@ -88,7 +88,7 @@ class LineReader:
         try:
             with self.path.open("rb") as file:
                 packed = file.read(2) == _GZIP
-            self._file: IO[bytes] = gzip.open(self.path, "rb") if packed else self.path.open("rb")
+            self._file = cast(IO[bytes], gzip.open(self.path, "rb") if packed else self.path.open("rb"))
         except OSError as error:
             raise UsageError(f"{self.path}: not readable: {error.strerror}") from None
         return self

@@ -18,14 +18,14 @@ import numpy as np
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import plan as plans
-from hpcdl.prep.annotations import Annotations, choose_classes, read_annotations
-from hpcdl.prep.box_pictures import Part, find_part, limited
-from hpcdl.prep.box_splits import Dealing, deal
 from hpcdl.prep.partition import Indices
-from hpcdl.prep.picture_files import digests_of, warn
-from hpcdl.prep.picture_tasks import tasks_with_files
-from hpcdl.prep.pictures import Form, read_picture
-from hpcdl.prep.resizing import common_form, fit_of, resize_picture, target_size
+from hpcdl.prep.pictures.annotations import Annotations, choose_classes, read_annotations
+from hpcdl.prep.pictures.box_pictures import Part, find_part, limited
+from hpcdl.prep.pictures.box_splits import Dealing, deal
+from hpcdl.prep.pictures.files import digests_of, warn
+from hpcdl.prep.pictures.reading import Form, read_picture
+from hpcdl.prep.pictures.resizing import common_form, fit_of, resize_picture, target_size
+from hpcdl.prep.pictures.tasks import tasks_with_files
 from hpcdl.prep.statistics import ImageSums, histogram, image_statistics
 from hpcdl.resources import Range
 

@@ -19,15 +19,15 @@ import numpy.typing as npt
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import plan as plans
-from hpcdl.prep.array_files import ArrayFile, is_array_file
-from hpcdl.prep.image_arrays import array_files_in, list_arrays, scan, to_picture
-from hpcdl.prep.image_classes import Classes, find_classes
-from hpcdl.prep.image_lists import Columns, Listing, Sample, list_csv, list_folders
-from hpcdl.prep.image_splits import deal, limited, notes_on
-from hpcdl.prep.picture_files import digests_of, expand_paths, forms_of, warn
-from hpcdl.prep.picture_tasks import tasks_with_files
-from hpcdl.prep.pictures import Form, convert_picture, num_channels, read_picture
-from hpcdl.prep.resizing import common_form, fit_of, resize_picture, target_size
+from hpcdl.prep.pictures.array_files import ArrayFile, is_array_file
+from hpcdl.prep.pictures.files import digests_of, expand_paths, forms_of, warn
+from hpcdl.prep.pictures.image_arrays import array_files_in, list_arrays, scan, to_picture
+from hpcdl.prep.pictures.image_classes import Classes, find_classes
+from hpcdl.prep.pictures.image_lists import Columns, Listing, Sample, list_csv, list_folders
+from hpcdl.prep.pictures.image_splits import deal, limited, notes_on
+from hpcdl.prep.pictures.reading import Form, convert_picture, num_channels, read_picture
+from hpcdl.prep.pictures.resizing import common_form, fit_of, resize_picture, target_size
+from hpcdl.prep.pictures.tasks import tasks_with_files
 from hpcdl.prep.statistics import ImageSums, histogram, image_statistics
 
 Array = npt.NDArray[Any]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from hpcdl.errors import UsageError
 from hpcdl.prep import plan as plans
 from hpcdl.prep.byte_lines import file_state, find_files
-from hpcdl.prep.job_features import (
+from hpcdl.prep.joblog.features import (
     OUTCOME,
     SUBMIT,
     fit_scale,
@@ -32,18 +32,18 @@ from hpcdl.prep.job_features import (
     measured_request,
     read_salt,
 )
-from hpcdl.prep.job_history import find_history
-from hpcdl.prep.job_labels import CLASSES, DROPPED, check_classes, count_left_out, labels_of_states, state_numbers
-from hpcdl.prep.job_record import ENDED, FINAL, STATES
-from hpcdl.prep.job_shards import JobReader, make_tasks
-from hpcdl.prep.job_table import Layout, read_jobs
-from hpcdl.prep.live_sacct import fetch
+from hpcdl.prep.joblog.history import find_history
+from hpcdl.prep.joblog.labels import CLASSES, DROPPED, check_classes, count_left_out, labels_of_states, state_numbers
+from hpcdl.prep.joblog.live_sacct import fetch
+from hpcdl.prep.joblog.record import ENDED, FINAL, STATES
+from hpcdl.prep.joblog.sacct import COLUMNS_FILE, columns_of, read_sacct_layout
+from hpcdl.prep.joblog.sacct_values import clock_text
+from hpcdl.prep.joblog.shards import JobReader, make_tasks
+from hpcdl.prep.joblog.swf import looks_like_swf, read_swf_layout
+from hpcdl.prep.joblog.table import Layout, read_jobs
 from hpcdl.prep.partition import check_fractions
-from hpcdl.prep.sacct import COLUMNS_FILE, columns_of, read_sacct_layout
-from hpcdl.prep.sacct_values import clock_text
-from hpcdl.prep.series_windows import borders, split_of
 from hpcdl.prep.statistics import histogram
-from hpcdl.prep.swf import looks_like_swf, read_swf_layout
+from hpcdl.prep.timeseries.windows import borders, split_of
 
 # Part of every plan's digest: raise it when the same settings and sources come to mean other bytes.
 _REVISION = 1

@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import plan as plans
-from hpcdl.prep.mask_classes import MaskClasses
-from hpcdl.prep.mask_legend import choose_classes
-from hpcdl.prep.mask_reading import fit_pair, read_pair
 from hpcdl.prep.partition import by_group, in_order
-from hpcdl.prep.picture_files import NameRule, PictureFile, digests_of, find_pictures, forms_of, matched, pair_up, warn
-from hpcdl.prep.picture_tasks import check_whole, joined, tasks_with_files
-from hpcdl.prep.pictures import Form
-from hpcdl.prep.resizing import common_form, target_size
+from hpcdl.prep.pictures.files import NameRule, PictureFile, digests_of, find_pictures, forms_of, matched, pair_up, warn
+from hpcdl.prep.pictures.mask_classes import MaskClasses
+from hpcdl.prep.pictures.mask_legend import choose_classes
+from hpcdl.prep.pictures.mask_reading import fit_pair, read_pair
+from hpcdl.prep.pictures.reading import Form
+from hpcdl.prep.pictures.resizing import common_form, target_size
+from hpcdl.prep.pictures.tasks import check_whole, joined, tasks_with_files
+from hpcdl.prep.pictures.tiles import tiles_of
 from hpcdl.prep.statistics import ImageSums, histogram, image_statistics
-from hpcdl.prep.tiles import tiles_of
 from hpcdl.raster.legend import IGNORE_INDEX
 
 Array = npt.NDArray[Any]

@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import plan as plans
-from hpcdl.prep.pair_inputs import Pair, find_domains, find_pairs, find_scales
-from hpcdl.prep.pair_reading import Reading, leave_out_blank
-from hpcdl.prep.pair_samples import Picture, Sample, check_splits, cut, repeated, split_areas, with_partners
-from hpcdl.prep.picture_files import warn
-from hpcdl.prep.picture_tasks import tasks_with_files
-from hpcdl.prep.pictures import Form
-from hpcdl.prep.resizing import common_form, target_size
+from hpcdl.prep.pictures.files import warn
+from hpcdl.prep.pictures.pair_inputs import Pair, find_domains, find_pairs, find_scales
+from hpcdl.prep.pictures.pair_reading import Reading, leave_out_blank
+from hpcdl.prep.pictures.pair_samples import Picture, Sample, check_splits, cut, repeated, split_areas, with_partners
+from hpcdl.prep.pictures.reading import Form
+from hpcdl.prep.pictures.resizing import common_form, target_size
+from hpcdl.prep.pictures.tasks import tasks_with_files
 from hpcdl.prep.statistics import ImageSums, image_statistics
 
 Array = npt.NDArray[Any]

@@ -28,7 +28,6 @@ from hpcdl.prep.shard import Written, finish_shard
 from hpcdl.shards.manifest import build_manifest, save_manifest
 from hpcdl.shards.writer import sync
 
-
 # Failed shards that are named, with keep_going.
 _MOST_TOLD = 20
 
@@ -149,7 +148,10 @@ def _told_together(messages: list[str]) -> str:
     more = [f"and {len(messages) - _MOST_TOLD} more"] if len(messages) > _MOST_TOLD else []
     lines = [*messages[:_MOST_TOLD], *more]
     return "\n  ".join(
-        [f"{len(messages)} shards could not be made; all others are finished, the same command tries these again:", *lines]
+        [
+            f"{len(messages)} shards could not be made; all others are finished, the same command tries these again:",
+            *lines,
+        ]
     )
 
 

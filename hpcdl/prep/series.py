@@ -19,13 +19,21 @@ from hpcdl.errors import UsageError
 from hpcdl.prep import plan as plans
 from hpcdl.prep.byte_lines import file_state, find_files
 from hpcdl.prep.partition import check_fractions
-from hpcdl.prep.series_checks import check_splits, check_values, notes_on, start_time
-from hpcdl.prep.series_scaling import fit
-from hpcdl.prep.series_shards import WindowReader, make_tasks
-from hpcdl.prep.series_table import TableSettings, read_layouts, read_rows
-from hpcdl.prep.series_time import time_text
-from hpcdl.prep.series_windows import borders, check_lengths, filled_from, find_windows, pieces, split_of, transformed
 from hpcdl.prep.statistics import ImageSums, image_statistics
+from hpcdl.prep.timeseries.checks import check_splits, check_values, notes_on, start_time
+from hpcdl.prep.timeseries.scaling import fit
+from hpcdl.prep.timeseries.shards import WindowReader, make_tasks
+from hpcdl.prep.timeseries.table import TableSettings, read_layouts, read_rows
+from hpcdl.prep.timeseries.time import time_text
+from hpcdl.prep.timeseries.windows import (
+    borders,
+    check_lengths,
+    filled_from,
+    find_windows,
+    pieces,
+    split_of,
+    transformed,
+)
 
 # Part of every plan's digest: raise it when the same settings and sources come to mean other bytes.
 _REVISION = 1

@@ -19,7 +19,6 @@ from hpcdl.prep.plan import Plan, ShardTask
 from hpcdl.shards.manifest import file_digest
 from hpcdl.shards.writer import read_shard_header, sync, write_shard_file
 
-
 _MAKING = threading.Lock()
 
 

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hpcdl.errors import UsageError
-from hpcdl.prep import corpus, sentences
 from hpcdl.prep import plan as plans
-from hpcdl.prep.inputs import Reading, open_inputs
-from hpcdl.prep.lines import TextFile
-from hpcdl.prep.picture_files import warn
-from hpcdl.prep.sentences import Input, TextField
-from hpcdl.prep.text_modes import OPTIONS, PATHS, flag_of, mode_of
-from hpcdl.prep.tokens import KINDS, Tokenizer, choose
+from hpcdl.prep.language import corpus, sentences
+from hpcdl.prep.language.inputs import Reading, open_inputs
+from hpcdl.prep.language.lines import TextFile
+from hpcdl.prep.language.modes import OPTIONS, PATHS, flag_of, mode_of
+from hpcdl.prep.language.sentences import Input, TextField
+from hpcdl.prep.language.tokens import KINDS, Tokenizer, choose
+from hpcdl.prep.pictures.files import warn
 from hpcdl.resources import Range
 
 # Part of every plan's digest: raise it when the same settings and sources come to mean other bytes.

@@ -11,7 +11,7 @@ from PIL import Image
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import detection
 from hpcdl.prep.detection import Settings
-from tests.prep.test_annotations import coco, voc
+from tests.prep.pictures.test_annotations import coco, voc
 
 ROOT = Path(__file__).resolve().parents[2]
 BCCD = Path(os.environ.get("HPCDL_SHARED_DATA", ROOT.parent / "shared" / "data")) / "detection" / "bccd"

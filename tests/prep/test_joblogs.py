@@ -17,8 +17,8 @@ import pytest
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import joblogs
-from hpcdl.prep.job_features import OUTCOME, SUBMIT
-from hpcdl.prep.job_record import CATEGORIES, ENDED
+from hpcdl.prep.joblog.features import OUTCOME, SUBMIT
+from hpcdl.prep.joblog.record import CATEGORIES, ENDED
 from hpcdl.prep.joblogs import Settings
 from hpcdl.shards.writer import write_shard_file
 

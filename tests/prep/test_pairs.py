@@ -15,8 +15,8 @@ from rasterio.windows import Window
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import pairs
 from hpcdl.prep.pairs import Settings
-from hpcdl.prep.pictures import read_picture
-from hpcdl.prep.resizing import resize_picture
+from hpcdl.prep.pictures.reading import read_picture
+from hpcdl.prep.pictures.resizing import resize_picture
 from tests.generators import UTM, image_affine, truncate, write_raster
 
 DATA = Path(os.environ.get("HPCDL_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

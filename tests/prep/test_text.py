@@ -10,8 +10,8 @@ import pytest
 
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.prep import text
+from hpcdl.prep.language.tokens import from_json
 from hpcdl.prep.text import Settings
-from hpcdl.prep.tokens import from_json
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("HPCDL_SHARED_DATA", ROOT.parent / "shared" / "data")) / "text"

@@ -1,0 +1,1 @@
+"""What the kinds of pictures share: reading and resizing, pairing of files, lists, masks, boxes."""
