@@ -72,7 +72,7 @@ class Trainer:
         self.loaders = {
             split: Loader(reader, self._order(manifest, split, len(reader)), comm.rank, comm.size)
             for split in ("train", "val")
-            if len(reader := ShardReader(manifest, split, needs))
+            if len(reader := ShardReader(manifest, split, needs, threads=max(1, min(4, torch.get_num_threads() // 2))))
         }
         self.batches_per_epoch = self.loaders["train"].order.num_batches
         self.num_steps = settings.epochs * self.batches_per_epoch

@@ -8,6 +8,7 @@ for each epoch.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def read_hpcdl(case: Case, folder: Path) -> Callable[[int], Iterator[Any]]:
     from hpcdl.shards.reader import ShardReader
 
     manifest = load_manifest(folder)
-    reader = ShardReader(manifest, "train", tuple(case.fields))
+    reader = ShardReader(manifest, "train", tuple(case.fields), threads=len(os.sched_getaffinity(0)))
     loader = Loader(reader, SampleOrder(manifest.digest, len(reader), case.batch, seed=0), 0, 1)
     return lambda epoch: (batch.fields for batch in loader.batches(epoch))
 

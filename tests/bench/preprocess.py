@@ -103,7 +103,17 @@ def _start(image: Path, labels: Path, out: Path, workers: int) -> subprocess.Pop
     shutil.rmtree(out, ignore_errors=True)
     # All of the scene becomes chips: one split, no buffer, no chip dropped for want of data.
     options = ["--test-fraction", "0", "--val-fraction", "0", "--min-valid", "0.01"]
-    command = [sys.executable, "-m", "hpcdl", "preprocess", "landcover", "--images", str(image), "--labels", str(labels)]
+    command = [
+        sys.executable,
+        "-m",
+        "hpcdl",
+        "preprocess",
+        "landcover",
+        "--images",
+        str(image),
+        "--labels",
+        str(labels),
+    ]
     command += [*options, "--workers", str(workers), "--out", str(out)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
