@@ -90,4 +90,4 @@ def _draw(path: Path, manifest: Manifest, grid: Grid, places: Colors, labels: Co
         title=grid.name,
         title_fontsize=8,
     )
-    figure.savefig(path, metadata={"Software": "hpcdl"})
+    figure.savefig(path, format="png", metadata={"Software": "hpcdl"})

@@ -66,7 +66,10 @@ def _numbered(shards: tuple[Shard, ...]) -> list[tuple[int, Shard]]:
 def _look(manifest: Manifest, shard: Shard, digests: bool) -> None:
     path = manifest.folder / shard.file
     if digests:
-        verify_shard(manifest, shard)
+        try:
+            verify_shard(manifest, shard)
+        except OSError as error:
+            raise FailedError(f"{path}: cannot be read: {error.strerror}") from None
     elif not path.is_file() or path.stat().st_size != shard.num_bytes:
         raise FailedError(f"{path}: the shard is missing or not of the size that the manifest says")
     num_samples = read_shard_header(path).num_samples

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ _LAUNCHERS = (
 )
 _LAUNCH_NAMES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _START_SECONDS = 120
+# Numbers of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+# Started before it is known how many there is work for.
+_FIRST_WORKERS = 2
 THREADS = 2
 """Threads of a worker: one makes a shard, the other writes and digests the one before."""
 
@@ -74,8 +80,76 @@ def join_launch(folder: Path) -> Iterator[Client | None]:
         yield None
 
 
+class Workers:
+    """The workers of a run, being started while the caller does something else.
+
+    Args:
+        joined: the client of a launch, None to start processes of this machine.
+        most: processes of this machine, at most.
+        prepare: called in each of the first workers as soon as it is up: imports take as long as starting does.
+    """
+
+    def __init__(self, joined: Client | None, most: int, prepare: Callable[[], Any]) -> None:
+        self._joined, self._most, self._prepare = joined, most, prepare
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Workers:
+        self._starter = self._stack.enter_context(ThreadPoolExecutor(1, "hpcdl-start-workers"))
+        self._starting = self._starter.submit(self._start)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with contextlib.suppress(Exception):  # it is raised where the client is asked for
+            self._starting.result()
+        self._stack.close()
+
+    def client(self, wanted: int) -> Client:
+        """The client, with as many workers as are useful.
+
+        Raises:
+            FailedError: they cannot be started.
+        """
+        client = self._starting.result()
+        if self._joined is None and wanted > _FIRST_WORKERS:
+            number = min(wanted, self._most)
+            client.cluster.scale(number)
+            # Those that are up begin; one that dies while it starts is started again.
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(number, timeout=_START_SECONDS)
+        return client
+
+    def _start(self) -> Client:
+        client = self._joined
+        if client is None:
+            try:
+                client = self._stack.enter_context(_local_workers(min(self._most, _FIRST_WORKERS)))
+            except (RuntimeError, OSError, TimeoutError) as error:
+                raise _not_started(error) from None
+        self._warmed = client.map(_call, [self._prepare] * _FIRST_WORKERS, pure=False)
+        return client
+
+
+def _not_started(error: BaseException) -> FailedError:
+    return FailedError(
+        f"the workers could not be started: {' '.join(str(error).split())}; finished shards stay, so run the same command again"
+    )
+
+
+def _call(function: Callable[[], Any]) -> None:
+    _keep_memory()
+    function()
+
+
+def _keep_memory() -> None:
+    """Let the allocator use freed memory again: Dask makes it give all back at once, and fresh pages cost more than work."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
+
+
 @contextlib.contextmanager
-def local_workers(workers: int) -> Iterator[Client]:
+def _local_workers(workers: int) -> Iterator[Client]:
     """A client with that many worker processes on this machine."""
     with (
         tempfile.TemporaryDirectory(prefix="hpcdl-dask-") as scratch,
@@ -89,7 +163,7 @@ def local_workers(workers: int) -> Iterator[Client]:
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
         ) as cluster,
-        Client(cluster) as client,
+        contextlib.closing(Client(cluster)) as client,
     ):
         yield client
 

@@ -38,12 +38,19 @@ def locked(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}; choose another output folder") from None
     try:
         # Nobody else writes here now: what is temporary belonged to a run that died.
-        for path in folder.iterdir():
-            if _TEMPORARY_PATTERN.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        _remove_temporaries(folder)
         yield
     finally:
+        # Workers that were killed have left theirs.
+        with contextlib.suppress(OSError):
+            _remove_temporaries(folder)
         (folder / LOCK_NAME).unlink(missing_ok=True)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _TEMPORARY_PATTERN.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _take_lock(folder: Path) -> None:

@@ -6,12 +6,13 @@ number of workers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from typing import Any
 from distributed import Client, as_completed
 
 from hpcdl.errors import FailedError, HpcdlError, UsageError
-from hpcdl.prep.cluster import join_launch, local_workers
+from hpcdl.prep.cluster import Workers, join_launch
 from hpcdl.prep.folder import locked, prepare
 from hpcdl.prep.kinds import build_settings, load_kind
 from hpcdl.prep.plan import SPLITS, Kind, Plan, ShardTask
 from hpcdl.prep.progress import print_summary, progress
-from hpcdl.prep.shard import Written, finish_shard
+from hpcdl.prep.shard import Written, finish_shard, save_plan
 from hpcdl.shards.manifest import build_manifest, save_manifest
 from hpcdl.shards.writer import sync
 
@@ -81,14 +82,13 @@ def run(request: Request) -> Path:
     out = Path(request.out).absolute()
     if request.workers is not None and request.workers < 1:
         raise UsageError(f"workers is {request.workers}; it must be at least 1")
-    with join_launch(out) as joined:
+    most = request.workers or len(os.sched_getaffinity(0))
+    with join_launch(out) as joined, Workers(joined, most, functools.partial(load_kind, request.kind)) as workers:
         kind = load_kind(request.kind)
         plan = kind.plan(build_settings(kind, request.kind, request.settings))
         with locked(out):
             expected = prepare(out, plan, request.overwrite)
-            workers = min(request.workers or len(os.sched_getaffinity(0)), len(plan.shards))
-            with local_workers(workers) if joined is None else contextlib.nullcontext(joined) as client:
-                shards = _write_all(client, request, plan, out, expected)
+            shards = _write_all(workers.client(len(plan.shards)), request, plan, out, expected)
             manifest = _manifest(request, kind, plan, shards)
             path = save_manifest(out, manifest)
             sync(out)
@@ -101,25 +101,18 @@ def _write_all(
     client: Client, request: Request, plan: Plan, folder: Path, expected: Mapping[str, str]
 ) -> dict[str, Written]:
     """All shards by name, in the plan's order."""
-    # The plan travels once to each worker, without the tasks, and keeps its files open there from task to task.
-    shared = client.scatter(dataclasses.replace(plan, shards=()), broadcast=True, hash=False)
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    # Each worker reads the plan, without the tasks, once; one that takes the place of a dead worker reads it as well.
+    shared = save_plan(dataclasses.replace(plan, shards=()), folder)
     futures = {}
-    for number, task in enumerate(plan.shards):
+    for task in _dealt(plan.shards, len(client.scheduler_info(n_workers=-1)["workers"])):
         arguments = (request.kind, shared, task, folder, expected.get(f"{task.name}.h5"))
-        # Shards that follow each other read neighbouring parts of the input: one worker gets a run of them, and what it
-        # has read is still in its cache. The others may take some over when they are done with theirs.
-        worker = workers[number * len(workers) // len(plan.shards)]
-        future = client.submit(
-            finish_shard, *arguments, key=task.name, pure=False, workers=[worker], allow_other_workers=True
-        )
-        futures[future] = task
+        futures[client.submit(finish_shard, *arguments, key=task.name, pure=False)] = task
     done: dict[str, Written] = {}
     failures: dict[str, HpcdlError] = {}
     with progress(len(futures), request.quiet) as advance:
         for future in as_completed(futures):
             task = futures[future]
-            error = future.exception()
+            error = FailedError("it was given up") if future.cancelled() else future.exception()
             if error is None:
                 done[task.name] = future.result()
                 advance(done[task.name])
@@ -131,6 +124,16 @@ def _write_all(
     if failures:
         raise FailedError(_told_together([str(failures[task.name]) for task in plan.shards if task.name in failures]))
     return {task.name: done[task.name] for task in plan.shards}
+
+
+def _dealt(tasks: Sequence[ShardTask], num_workers: int) -> list[ShardTask]:
+    """The tasks in an order in which workers that take one each in turn get a run of them.
+
+    Shards that follow each other read neighbouring parts of the input, and what a worker has read is still in its cache.
+    """
+    size = -(-len(tasks) // max(1, num_workers))
+    runs = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    return [task for row in itertools.zip_longest(*runs) for task in row if task is not None]
 
 
 def _told(error: BaseException, folder: Path, task: ShardTask) -> HpcdlError:

@@ -6,7 +6,9 @@ A worker has two threads, but one of them makes a shard at a time; the other mea
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import pickle
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,12 +37,27 @@ class Written:
     kept: bool
 
 
-def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expected: str | None) -> Written:
+def save_plan(plan: Plan, folder: Path) -> Path:
+    """Write a plan where all workers see it, for as long as the folder is locked."""
+    path = folder / f".plan.{os.getpid()}.tmp"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        pickle.dump(plan, file)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _load_plan(path: Path) -> Plan:
+    # Only this run's own file, which nobody else may write.
+    plan: Plan = pickle.loads(path.read_bytes())  # noqa: S301
+    return plan
+
+
+def finish_shard(kind_name: str, plan_file: Path, task: ShardTask, folder: Path, expected: str | None) -> Written:
     """Keep the task's shard when it is there already, else write it; runs in a worker.
 
     Args:
         kind_name: the kind that made the plan.
-        plan: the plan.
+        plan_file: the plan, as save_plan writes it.
         task: one of its tasks.
         folder: the data set's folder.
         expected: sha256 that a finished manifest has for this file; a file that differs is written anew.
@@ -48,6 +65,7 @@ def finish_shard(kind_name: str, plan: Plan, task: ShardTask, folder: Path, expe
     Raises:
         FailedError: the shard cannot be made; names it, its part of the input and the cause.
     """
+    plan = _load_plan(plan_file)
     path = folder / f"{task.name}.h5"
     found = _inspect(path, plan.digest, expected)
     if found is not None:

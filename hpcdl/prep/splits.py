@@ -29,6 +29,7 @@ _KEEP = 0.6
 _PIECES_WANTED = 20
 # Up to so many rectangles, chips are also tried slid up to the buffers' edges; with more there are chips enough.
 _FEW_RECTS = 64
+_BESIDE_PX = 0.7
 _RANK = ("test", "val", "train")
 # The R2 sequence (Roberts 2018) in whole 2^-64: places on any window of the lattice spread evenly over 0..1, so that
 # fractions hold for a few blocks already. 1/p and 1/p², p³ = p + 1.
@@ -189,9 +190,10 @@ def _draw(
         pixels = {split: len(layout.chips[split]) * rules.strides_px[split] ** 2 for split in shares}
         return min(pixels[split] / (shares[split] * total) for split in shares)
 
-    # The lattice's origin is the map's; with pixels that are no multiples of it, a border moves by half a pixel at most.
+    # The lattice's origin is the map's, less than a pixel beside it. Not rounded: Landsat's corners lie half a pixel beside
+    # whole ones, and scenes of one place must agree to which side that goes.
     col, row = grid.to_pixel(0.0, 0.0)
-    origin = round(row), round(col)
+    origin = math.floor(row + _BESIDE_PX), math.floor(col + _BESIDE_PX)
     drawn = _blocks_by_place(grid, rest, origin, fractions, rules)
     blocks = dataclasses.replace(_chip({**regions, **drawn}, rules, "blocks"), origin=origin)
     if kept(blocks) >= _KEEP or rules.block_px is not None:

@@ -65,7 +65,10 @@ def load_quality_rule(name: str, mask: Sequence[str] = ()) -> QualityRule:
     if not isinstance(body, dict) or not isinstance(body.get("flags"), dict):
         raise UsageError(f"{path}: describes no quality band; it needs 'flags', such as {{cloud: {{bit: 3}}}}")
     flags = {str(flag): _flag(path, str(flag), entry) for flag, entry in body["flags"].items()}
-    names = [str(flag) for flag in (mask or body.get("mask") or ())]
+    own = body.get("mask") or []
+    if not isinstance(own, list):
+        raise UsageError(f"{path}: 'mask' is {own!r}; write a list of flags, such as [cloud, cloud_shadow]")
+    names = [str(flag) for flag in (mask or own)]
     for flag in names:
         if flag not in flags:
             raise UsageError(f"{path}: has no flag {flag!r}; it has: {', '.join(flags)}.{suggestion(flag, flags)}")
@@ -81,7 +84,7 @@ def _flag(path: Path, name: str, entry: object) -> Flag:
     fits = isinstance(value, int) and value >= 0 and set(whole) <= {"bit", "bits", "value"}
     if fits and "bits" not in whole and "bit" not in whole:
         return Flag(0, _MOST_BITS, int(whole["value"]))
-    if fits and bits and all(isinstance(bit, int) and 0 <= bit < _MOST_BITS for bit in bits):
+    if fits and isinstance(bits, list) and bits and all(isinstance(bit, int) and 0 <= bit < _MOST_BITS for bit in bits):
         low, high = min(bits), max(bits)
         if sorted(bits) == list(range(low, high + 1)) and int(whole.get("value", 1)) < 1 << len(bits):
             return Flag(low, len(bits), int(whole.get("value", 1)))

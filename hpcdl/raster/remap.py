@@ -31,6 +31,8 @@ Places = npt.NDArray[np.float64]
 _STEPS = (64, 32, 16, 8, 4, 2, 1)
 _LATTICE_PX = 2e-5
 _CELLS_TRIED = 5
+# A cell in whose middle interpolation is further off than this is worked out pixel by pixel.
+_SMOOTH_PX = 1e-3
 _QUANTUM = 4096
 # A source window no wider than this leaves float32 (24 bits) the 12 bits of the quantum.
 MAX_WINDOW_PX = 2048
@@ -48,13 +50,20 @@ class Footprint:
     rows_HW: Places
     cols_HW: Places
 
-    def box(self, margin_px: int) -> tuple[int, int, int, int] | None:
-        """(row0, col0, row1, col1) of the source pixels around it, None when no pixel lies anywhere."""
-        ends = [_ends(self.rows_HW), _ends(self.cols_HW)]
-        if ends[0] is None or ends[1] is None:
+    def box(
+        self, inside_HW: npt.NDArray[np.bool_], margin_px: int, height: int, width: int
+    ) -> tuple[int, int, int, int] | None:
+        """(row0, col0, row1, col1) of the pixels around the places inside a source of that size; None when there are none."""
+        whole = bool(inside_HW.all())
+        if not whole and not inside_HW.any():
             return None
-        (low_row, high_row), (low_col, high_col) = ends[0], ends[1]
-        return low_row - margin_px, low_col - margin_px, high_row + 1 + margin_px, high_col + 1 + margin_px
+        rows, cols = (self.rows_HW, self.cols_HW) if whole else (self.rows_HW[inside_HW], self.cols_HW[inside_HW])
+        return (
+            max(math.floor(rows.min()) - margin_px, 0),
+            max(math.floor(cols.min()) - margin_px, 0),
+            min(math.floor(rows.max()) + 1 + margin_px, height),
+            min(math.floor(cols.max()) + 1 + margin_px, width),
+        )
 
     def within(self, height: int, width: int) -> npt.NDArray[np.bool_]:
         """Which places lie on a source of that size."""
@@ -63,16 +72,6 @@ class Footprint:
                 (self.rows_HW >= 0) & (self.rows_HW < height) & (self.cols_HW >= 0) & (self.cols_HW < width)
             )
         return held
-
-
-def _ends(places: Places) -> tuple[int, int] | None:
-    low, high = float(places.min()), float(places.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        finite = places[np.isfinite(places)]
-        if finite.size == 0:
-            return None
-        low, high = float(finite.min()), float(finite.max())
-    return math.floor(low), math.floor(high)
 
 
 class Remap:
@@ -99,25 +98,57 @@ class Remap:
         """Where the centres of a window's pixels lie; the last answer is kept, for the further files of a scene."""
         key = (row, col, height, width)
         if self._last is None or self._last[0] != key:
-            nodes = self._nodes(
+            cells = (
                 np.arange(row // self._step, (row + height - 1) // self._step + 2),
                 np.arange(col // self._step, (col + width - 1) // self._step + 2),
             )
+            nodes = self._nodes(*cells)
             with np.errstate(invalid="ignore"):  # infinite where PROJ has no answer
                 found = [self._spread(plane, row, col, height, width) for plane in nodes]
+                rough = self._rough(nodes, *cells)
+                if rough.any():
+                    self._make_exact(found, rough, row, col)
             self._last = key, Footprint(*found)
         return self._last[1]
 
     def _nodes(self, rows: Array, cols: Array) -> tuple[Places, Places]:
         """(rows, columns) on the source of lattice nodes; node n is the centre of pixel n · step."""
-        a, b, c, d, e, f = self.target.transform
         col, row = np.meshgrid(cols * float(self._step) + 0.5, rows * float(self._step) + 0.5)
+        return self._exact(row, col)
+
+    def _exact(self, row: Places, col: Places) -> tuple[Places, Places]:
+        """(rows, columns) on the source of places on the target; not finite where PROJ has no answer."""
+        a, b, c, d, e, f = self.target.transform
         x, y = a * col + b * row + c, d * col + e * row + f
         if not self._same_crs:
-            xs, ys = transform(*self._crs, x.ravel(), y.ravel())
+            xs, ys = _transform(*self._crs, x.ravel(), y.ravel())
             x, y = np.reshape(xs, x.shape), np.reshape(ys, y.shape)
         a, b, c, d, e, f = tuple(~self.source.affine)[:6]
-        return d * x + e * y + f, a * x + b * y + c
+        with np.errstate(invalid="ignore"):
+            return d * x + e * y + f, a * x + b * y + c
+
+    def _rough(self, nodes: tuple[Places, Places], rows: Array, cols: Array) -> npt.NDArray[np.bool_]:
+        """Which cells are not smooth: at a pole, at the antimeridian, at the rim of what a projection can show."""
+        if self._same_crs or self._step == 1:
+            return np.zeros((len(rows) - 1, len(cols) - 1), np.bool_)
+        middles = self._nodes(rows[:-1] + 0.5, cols[:-1] + 0.5)
+        rough = np.zeros(middles[0].shape, np.bool_)
+        for corners, middle in zip(nodes, middles, strict=True):
+            between = (corners[:-1, :-1] + corners[:-1, 1:] + corners[1:, :-1] + corners[1:, 1:]) / 4
+            # A comparison with what is not finite is never true.
+            rough |= ~(np.abs(between - middle) <= _SMOOTH_PX)
+        return rough
+
+    def _make_exact(self, found: list[Places], rough: npt.NDArray[np.bool_], row: int, col: int) -> None:
+        """Work out every pixel of the cells that are rough."""
+        height, width = found[0].shape
+        rows, cols = np.arange(row, row + height), np.arange(col, col + width)
+        inside = rough[
+            (rows // self._step - row // self._step)[:, None], (cols // self._step - col // self._step)[None]
+        ]
+        down, across = np.nonzero(inside)
+        for plane, exact in zip(found, self._exact(rows[down] + 0.5, cols[across] + 0.5), strict=True):
+            plane[down, across] = exact
 
     def _spread(self, nodes: Places, row: int, col: int, height: int, width: int) -> Places:
         """The lattice's values at every pixel of a window, bilinear between nodes."""
@@ -168,13 +199,26 @@ class Remap:
         back = (self._crs[1], self._crs[0])
         x, y = self.source.to_map(self.source.width / 2, self.source.height / 2)
         if not self._same_crs:
-            (x,), (y,) = transform(*back, [x], [y])
+            (x,), (y,) = _transform(*back, np.array([x]), np.array([y]))
         col, row = self.target.to_pixel(x, y)
         step = self._step
         rows, cols = self._nodes(np.array([row, row + 1]) / step, np.array([col, col + 1]) / step)
         per_row = math.hypot(rows[0, 1] - rows[0, 0], rows[1, 0] - rows[0, 0])
         per_col = math.hypot(cols[0, 1] - cols[0, 0], cols[1, 0] - cols[0, 0])
         return (per_row, per_col) if math.isfinite(per_row + per_col) else (1.0, 1.0)
+
+
+def _transform(source: Any, target: Any, xs: Array, ys: Array) -> tuple[Array, Array]:
+    """Places in another coordinate system, one by one where PROJ refuses all because of some; NaN for those."""
+    try:
+        moved = transform(source, target, xs, ys)
+        return np.asarray(moved[0], np.float64), np.asarray(moved[1], np.float64)
+    except Exception:  # rasterio raises what GDAL's last error was, of several classes
+        if len(xs) == 1:
+            return np.full(1, np.nan), np.full(1, np.nan)
+    half = len(xs) // 2
+    parts = [_transform(source, target, xs[cut], ys[cut]) for cut in (slice(None, half), slice(half, None))]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 @lru_cache(maxsize=64)
@@ -197,8 +241,8 @@ def nearest_index(footprint: Footprint, row: int, col: int, height: int, width: 
 
 def bilinear(
     values_CHW: Array, valid_CHW: Array | None, footprint: Footprint, row: int, col: int, reach: tuple[float, ...]
-) -> Array:
-    """Interpolated values C × H × W in the source's type, of a source window whose top-left pixel is (row, col).
+) -> list[Array]:
+    """Interpolated values H × W of each band in the source's type, of a source window whose top-left pixel is (row, col).
 
     Pixels that are not valid weigh nothing. Places outside the window get what its rim has; the caller masks them.
 
@@ -216,7 +260,7 @@ def bilinear(
     else:
         rows, cols = _quantised(rows, row), _quantised(cols, col)
     if kernels is None and valid_CHW is None and (dtype.type in _NATIVE or dtype.type in _WIDE):
-        return np.stack([_rounded(_sample(plane, rows, cols), dtype) for plane in values_CHW])
+        return [_rounded(_sample(plane, rows, cols), dtype) for plane in values_CHW]
     work = np.float64 if dtype.type in _WIDE else np.float32
     planes = []
     for band, values in enumerate(values_CHW):
@@ -227,12 +271,21 @@ def bilinear(
             plane, weight = _filtered(plane, kernels), _filtered(weight, kernels)
         total, share = _sample(plane, rows, cols), _sample(weight, rows, cols)
         planes.append(_rounded(np.divide(total, share, out=np.zeros_like(total), where=share > 0), dtype))
-    return np.stack(planes)
+    return planes
 
 
 def _filtered(plane_HW: Array, kernels: Sequence[Array]) -> Array:
     """Each value replaced by the weighted sum of those around it: kernels for rows and columns, zeros beyond the rim."""
-    return np.asarray(cv2.sepFilter2D(plane_HW, -1, kernels[1], kernels[0], borderType=cv2.BORDER_CONSTANT))
+    for axis, kernel in enumerate(kernels):
+        reach = len(kernel) // 2
+        padded = np.pad(plane_HW, [(reach, reach) if other == axis else (0, 0) for other in range(2)])
+        # Tap by tap, as OpenCV's own filter rounds in another way at the end of a row than within it.
+        total = np.zeros_like(plane_HW)
+        for tap, weight in enumerate(kernel.astype(plane_HW.dtype)):
+            cut = slice(tap, tap + plane_HW.shape[axis])
+            total += padded[(cut, slice(None)) if axis == 0 else (slice(None), cut)] * weight
+        plane_HW = total
+    return plane_HW
 
 
 def _quantised(places: Places, start: int) -> npt.NDArray[np.float32]:

@@ -27,7 +27,8 @@ class Scale:
     def apply(self, pixels_CHW: Array) -> npt.NDArray[np.float32]:
         """Scaled pixels; worked out in float64, kept in float32."""
         gains, offsets = (np.reshape(part, (-1, 1, 1)) for part in (self.gains, self.offsets))
-        scaled: npt.NDArray[np.float32] = (pixels_CHW * gains + offsets).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # values that mean "no data" may be huge
+            scaled: npt.NDArray[np.float32] = (pixels_CHW * gains + offsets).astype(np.float32)
         return scaled
 
 
@@ -73,6 +74,10 @@ def _named(name: str) -> tuple[float, float]:
     path = find_config("scales", name)
     try:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return float(body["gain"]), float(body["offset"])
+        gain, offset = float(body["gain"]), float(body["offset"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a scale; it needs 'gain' and 'offset', two numbers ({error})") from None
+        told = " ".join(str(error).split())
+        raise UsageError(f"{path}: not a scale; it needs 'gain' and 'offset', two numbers ({told})") from None
+    if gain == 0 or not math.isfinite(gain) or not math.isfinite(offset):
+        raise UsageError(f"{path}: gain {gain} and offset {offset}; both are numbers, and the gain is not 0")
+    return gain, offset

@@ -208,9 +208,15 @@ class Scenes:
     def _scene_boxes(self, grid: Grid) -> list[tuple[float, float, float, float]]:
         """For each scene the box around it in pixels of `grid`, a little wider than it is."""
         if grid not in self._boxes:
-            boxes = (grid.pixel_box(scene.grid.bounds_in(grid.crs)) for scene in self.scenes)
-            self._boxes[grid] = [(row0 - 2, col0 - 2, row1 + 2, col1 + 2) for row0, col0, row1, col1 in boxes]
+            self._boxes[grid] = [_box_on(grid, scene.grid.bounds_in(grid.crs)) for scene in self.scenes]
         return self._boxes[grid]
+
+
+def _box_on(grid: Grid, bounds: Bounds) -> tuple[float, float, float, float]:
+    if bounds[0] > bounds[2]:  # across the antimeridian its west lies east of its east: it may be anywhere
+        return -math.inf, -math.inf, math.inf, math.inf
+    row0, col0, row1, col1 = grid.pixel_box(bounds)
+    return row0 - 2, col0 - 2, row1 + 2, col1 + 2
 
 
 def open_scenes(patterns: Sequence[str], options: SceneOptions | None = None) -> Scenes:

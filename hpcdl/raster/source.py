@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from hpcdl.errors import FailedError, UsageError
 from hpcdl.raster.grid import Grid, parse_crs
 from hpcdl.raster.quality import QualityRule
-from hpcdl.raster.remap import Remap, bilinear, nearest_index, remap_between
+from hpcdl.raster.remap import MAX_WINDOW_PX, Remap, bilinear, nearest_index, remap_between
 from hpcdl.raster.warp import GDAL_TYPES, RESAMPLINGS, warped_document
 
 # GDAL's default is a share of the machine's memory, for each worker. It has to hold the source's tiles below a row of
@@ -138,6 +138,11 @@ class RasterSource:
                     return self._copy(offset[0] + row, offset[1] + col, height, width)
                 if resampling in ("nearest", "bilinear"):
                     return self._remap(grid, row, col, height, width, resampling)
+                if self._quality is not None:
+                    raise UsageError(
+                        f"resampling {resampling!r} would mix what {self._quality[0].path} leaves out into its neighbours; "
+                        "with quality bands choose nearest or bilinear"
+                    )
                 return self._warp(grid, row, col, height, width, resampling)
         except (RasterioError, OSError) as error:
             where = f"rows {row}–{row + height}, columns {col}–{col + width} of the target grid"
@@ -173,24 +178,30 @@ class RasterSource:
     def _remap_block(self, way: Remap, row: int, col: int, resampling: str, pixels_CHW: Array, valid_HW: Mask) -> None:
         """Fill a block's pixels and mask, which come as zeros; its top-left pixel on the target is (row, col)."""
         places = way.footprint(row, col, *valid_HW.shape)
-        box = places.box(1 + math.ceil(max(way.reach)))
+        inside_HW = places.within(self.grid.height, self.grid.width)
+        box = places.box(inside_HW, 1 + math.ceil(max(way.reach)), self.grid.height, self.grid.width)
         if box is None:
             return
-        row0, col0 = max(box[0], 0), max(box[1], 0)
-        row1, col1 = min(box[2], self.grid.height), min(box[3], self.grid.width)
-        if row0 >= row1 or col0 >= col1:
+        height, width = valid_HW.shape
+        if max(box[2] - box[0], box[3] - box[1]) > MAX_WINDOW_PX and max(height, width) > 1:
+            # Across the antimeridian or around a pole neighbours lie far apart: ever smaller parts do not.
+            for rows in (slice(None, (height + 1) // 2), slice((height + 1) // 2, None)):
+                for cols in (slice(None, (width + 1) // 2), slice((width + 1) // 2, None)):
+                    part = valid_HW[rows, cols]
+                    if part.size:
+                        at = row + (rows.start or 0), col + (cols.start or 0)
+                        self._remap_block(way, *at, resampling, pixels_CHW[:, rows, cols], part)
             return
+        row0, col0, row1, col1 = box
         source_CHW, has_data_CHW = self._window(row0, col0, row1, col1)
         if resampling == "nearest":
             index_HW = nearest_index(places, row0, col0, row1 - row0, col1 - col0)
             for band, plane in enumerate(source_CHW):
                 pixels_CHW[band] = plane.ravel().take(index_HW)
         else:
-            pixels_CHW[...] = bilinear(source_CHW, has_data_CHW, places, row0, col0, way.reach)
-        if (row0, col0, row1, col1) == box:
-            valid_HW[...] = True
-        else:
-            valid_HW[...] = places.within(self.grid.height, self.grid.width)
+            for band, plane in enumerate(bilinear(source_CHW, has_data_CHW, places, row0, col0, way.reach)):
+                pixels_CHW[band] = plane
+        valid_HW[...] = inside_HW
         if has_data_CHW is not None:
             # A pixel has data where the source's pixel under its centre has: no band grows or shrinks.
             index_HW = nearest_index(places, row0, col0, row1 - row0, col1 - col0)
@@ -230,10 +241,6 @@ class RasterSource:
             parts.append(open_once(document).read(window=window))
         pixels_CHW = np.concatenate([part[:-1] for part in parts])
         valid_HW = np.logical_and.reduce([_finite(pixels_CHW), *(part[-1] > 0 for part in parts)])
-        if self._quality is not None:
-            quality, rule = self._quality
-            codes_CHW, known_HW = quality.read(grid, row, col, height, width, "nearest")
-            valid_HW &= known_HW & rule.good(codes_CHW[0])
         return pixels_CHW, valid_HW
 
     @property

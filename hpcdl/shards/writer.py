@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from hpcdl.errors import FailedError
 
+# Linux writes at most 2 GB at once.
+_PIECE_BYTES = 1 << 30
+
 
 def write_shard_file(path: Path, fields: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]) -> None:
     """Write a whole shard and wait until it is on disk.
@@ -33,11 +36,37 @@ def write_shard_file(path: Path, fields: Mapping[str, npt.NDArray[Any]], attribu
     # A fixed file version, and no times: bytes must not depend on when or by how many processes they were written.
     # Fields start on pages, so that a mapped file is aligned for every dtype.
     with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=1024, alignment_interval=4096) as file:
-        for name, array in fields.items():
-            file.create_dataset(name, data=np.ascontiguousarray(array), track_times=False)
+        offsets = {name: _reserve(file, name, array) for name, array in fields.items()}
         for name, value in attributes.items():
             file.attrs[name] = value
-    sync(path)
+    # The values are written beside HDF5, which would keep all other threads of this process waiting.
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        for name, offset in offsets.items():
+            if offset is not None:
+                _write_at(descriptor, np.ascontiguousarray(fields[name]), offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reserve(file: h5py.File, name: str, array: npt.NDArray[Any]) -> int | None:
+    """Make a field with room for its values in one piece; where they go in the file, None when there are none."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(array.dtype, logical=True)
+    place = h5py.h5s.create_simple(array.shape) if array.ndim else h5py.h5s.create(h5py.h5s.SCALAR)
+    offset: int | None = h5py.h5d.create(file.id, name.encode(), kind, place, layout).get_offset()
+    return offset
+
+
+def _write_at(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
+    data = array.reshape(-1).view(np.uint8).data
+    while len(data):
+        written = os.pwrite(descriptor, data[:_PIECE_BYTES], offset)
+        data, offset = data[written:], offset + written
 
 
 @dataclass(frozen=True)

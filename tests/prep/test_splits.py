@@ -176,7 +176,9 @@ def test_a_scene_too_small_for_blocks_is_split_side_by_side():
     layout = lay_out(grid(84, 84), RULES)
     assert layout.method == "sides"
     assert all(len(chips) for chips in layout.chips.values())
-    assert lay_out(grid(64, 100), dataclasses.replace(RULES, test_region="east:0.3", val_fraction=0)).method == "regions"
+    assert (
+        lay_out(grid(64, 100), dataclasses.replace(RULES, test_region="east:0.3", val_fraction=0)).method == "regions"
+    )
 
 
 def test_a_million_chips_are_laid_out_with_little_memory():
