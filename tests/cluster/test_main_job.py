@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ def test_four_nodes_make_the_same_shards_as_one_process(cluster: Cluster, projec
 
 def test_four_ranks_train_as_one_and_the_map_is_drawn(cluster: Cluster, project: Path) -> None:
     common = ["submit", "unet", "--data", "data/four", *TINY, "--set", "epochs=2"]
-    submitted = json.loads(cluster.hpcdl(*common, "--nodes", "4", "--name", "fo'ur $(x)", "--json", cwd=project).stdout)
+    four_nodes = ["--nodes", "4", "--stage", "--name", "fo'ur $(x)", "--json"]
+    submitted = json.loads(cluster.hpcdl(*common, *four_nodes, cwd=project).stdout)
     cluster.hpcdl(*common, "--name", "one", "--cluster", "local", "--wait", cwd=project, timeout=180)
     assert cluster.wait_job(submitted["job_id"], timeout=180) == "COMPLETED"
     run = Path(submitted["run_dir"])
@@ -79,6 +81,10 @@ def test_four_ranks_train_as_one_and_the_map_is_drawn(cluster: Cluster, project:
 
     log = cluster.hpcdl("logs", run.name, cwd=project).stdout
     assert "4 ranks (horovod)" in log
+    # Each node has a /tmp of its own: four copies, each read once, and training went on as on the shared file system.
+    splits = json.loads((project / "data" / "four" / "manifest.json").read_text())["splits"]
+    used = sum(shard["num_bytes"] for split in ("train", "val") for shard in splits[split]["shards"])
+    assert re.search(rf"staged to /tmp/hpcdl-stage-\S+: {4 * used / 1e6:.1f} MB read for 4 node\(s\)", log), log[:2000]
     cluster.hpcdl(
         "predict", run.name, "--images", *sorted((project / "my scene").glob("band_b*.tif")), "--out", "map one.tif",
         cwd=project, timeout=120,

@@ -226,7 +226,7 @@ def test_workers_killed_at_the_worst_moment(made, moment):
                 victims = run.workers()[:1]
             elif moment == "writing":
                 victims = (
-                    [int(name.split(".")[-2]) for name in hidden(run.out) if name.endswith(".h5.%s.tmp" % name.split(".")[-2])]
+                    [int(name.split(".")[-2]) for name in hidden(run.out) if ".h5." in name and name.endswith(".tmp")]
                     if run.out.is_dir()
                     else []
                 )
