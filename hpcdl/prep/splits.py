@@ -193,7 +193,7 @@ def _draw(
     # The lattice's origin is the map's, less than a pixel beside it. Not rounded: Landsat's corners lie half a pixel beside
     # whole ones, and scenes of one place must agree to which side that goes.
     col, row = grid.to_pixel(0.0, 0.0)
-    origin = math.floor(row + _BESIDE_PX), math.floor(col + _BESIDE_PX)
+    origin = _whole(row, grid.transform[4] > 0), _whole(col, grid.transform[0] > 0)
     drawn = _blocks_by_place(grid, rest, origin, fractions, rules)
     blocks = dataclasses.replace(_chip({**regions, **drawn}, rules, "blocks"), origin=origin)
     if kept(blocks) >= _KEEP or rules.block_px is not None:
@@ -220,6 +220,11 @@ def _draw(
     # The seed decides between ways that keep the same.
     sides = [side_by_side(*way) for way in ways[first:] + ways[:first]]
     return max([*sides, blocks], key=kept)
+
+
+def _whole(place: float, ascends: bool) -> int:
+    """A whole pixel beside the map's origin: on the same side of it, on the map, whichever way the grid's axis runs."""
+    return math.floor(place + _BESIDE_PX) if ascends else -math.floor(_BESIDE_PX - place)
 
 
 def _blocks_by_place(

@@ -35,7 +35,8 @@ def test_unet_learns_the_blobs(tmp_path: Path, manifest: Manifest) -> None:
     values = {"epochs": 12, "optimizer.lr": 0.02, "class_weight": 0.5, "jitter": 0.02, "ema": 0.9, "val_every": 4}
     assert start(tmp_path / "run", manifest, UNET, **SMALL, **values).train()
     train, val = lines(tmp_path / "run"), lines(tmp_path / "run", "val")
-    assert train[-1]["loss"] < 0.5 * train[0]["loss"]
+    last_epoch = [line["loss"] for line in train[-3:]]
+    assert sum(last_epoch) / len(last_epoch) < 0.5 * train[0]["loss"]
     assert [line["step"] for line in val] == [12, 24, 36]
     assert val[-1]["accuracy"] > 0.8
     assert set(val[-1]["f1"]) == {"class 0", "class 1", "class 2"}
