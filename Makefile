@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench soak cluster cluster-down clean
+.PHONY: help install demo test check fix bench bench-peers soak cluster cluster-down clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ fix: install ## format and mend what ruff can mend
 
 bench: install ## measure speed
 	$(PY) -m tests.bench
+
+bench-peers: ## install the loaders that `make bench` compares with, in .venv-peers
+	python3 -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q torch==2.13.0 -r tests/bench/peers.txt
 
 soak: install cluster ## interrupt a training on that Slurm at random: make soak MINUTES=10 SEED=7
 	$(PY) -m tests.faults.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

@@ -124,6 +124,14 @@ def read_needs(path: Path) -> tuple[str, ...]:
     raise UsageError(f"{path}: has no constant NEEDS, such as NEEDS = ('image', 'label')")
 
 
+def read_files(path: Path) -> tuple[str, ...]:
+    """The constant FILES of an input kind: the settings that name files or globs; empty when it has none."""
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FILES":
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
 def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """An instance of a settings class from dotted names and values; names that the class does not have are left alone."""
     arguments: dict[str, Any] = {}

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hpcdl.catalog import input_kinds
 from hpcdl.cli import spread
+from hpcdl.settings import read_settings
 from tests.documents import DOCUMENTS, ROOT, blocks, write_inputs, yaml_and_python_files
 
 WITH_LOCAL = [name for name in DOCUMENTS if any(block.where == "local" for block in blocks(name))]
@@ -45,3 +48,22 @@ def test_commands_run_as_they_stand(workdir: Path, document: str) -> None:
             words = [sys.executable, "-m", "hpcdl", *spread(command[1:])]
             done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("kind", input_kinds())
+def test_the_page_of_each_kind_names_options_that_exist(kind: str) -> None:
+    text = (ROOT / "docs" / "inputs" / f"{kind}.md").read_text(encoding="utf-8")
+    known = {f"--{name.replace('_', '-')}" for name in read_settings(input_kinds()[kind])}
+    known |= {f"--no-{name.replace('_', '-')}" for name in read_settings(input_kinds()[kind])}
+    known |= {"--out", "--workers", "--overwrite", "--keep-going", "--nodes", "--ntasks-per-node", "--json"}
+    commands = [
+        shlex.split(line, comments=True)
+        for body in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in body.replace("\\\n", " ").splitlines()
+        if line.startswith(f"hpcdl preprocess {kind}")
+    ]
+    assert commands
+    for command in commands:
+        for word in command:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{word} in {shlex.join(command)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hpcdl.cli._follow import submitted
 from hpcdl.errors import UsageError
 from hpcdl.newrun import make_run, new_run
 from hpcdl.options import Options, sbatch_arguments
-from hpcdl.settings import read_settings, resolve
+from hpcdl.settings import read_files, read_settings, resolve
 from hpcdl.spec import JobSpec
 
 MODULES = {"preprocess": "hpcdl.prep", "predict": "hpcdl.predict", "check": "hpcdl.check"}
@@ -57,12 +58,16 @@ def check_request(path: Path, values: Mapping[str, Any], command: str) -> None:
     """
     # Lists keep their items: text would be cut at commas, which a file name may hold.
     resolve(read_settings(path), [("option {name}", values)], command)
-    files = [*values.get("images", ()), *([values["labels"]] if values.get("labels") else [])]
-    for pattern in files:
-        if not Path(pattern).exists() and not glob.glob(pattern):  # noqa: PTH207 - the pattern may be absolute
+    for pattern in [text for name in read_files(path) for text in _texts(values.get(name))]:
+        # The pattern may be absolute, and a link that leads nowhere is told of by who reads it.
+        if not os.path.lexists(pattern) and not glob.glob(pattern, recursive=True):  # noqa: PTH207
             raise UsageError(
                 f"{pattern}: no such file, and no file matches it as a glob; the path starts from {Path.cwd()}"
             )
+
+
+def _texts(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def run_as_job(

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from hpcdl.resources import Range
 
+FILES = ("images", "labels", "quality")
+"""Settings that name files or globs: checked before a job is queued."""
+
 
 @dataclass(frozen=True)
 class Settings:

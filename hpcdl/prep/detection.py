@@ -33,6 +33,20 @@ from hpcdl.resources import Range
 _REVISION = 1
 
 
+FILES = (
+    "annotations",
+    "images",
+    "val_annotations",
+    "val_images",
+    "test_annotations",
+    "test_images",
+    "train_list",
+    "val_list",
+    "test_list",
+)
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess detection` accepts."""

@@ -39,6 +39,10 @@ Item = tuple[str, str | None, int, int]
 _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
+FILES = ("images", "labels")
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess images` accepts."""

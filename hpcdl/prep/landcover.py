@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +37,10 @@ _REVISION = 2
 _REGION_PX = 1024
 # Regions come in strips no wider than this: GDAL's cache then still holds the strip above.
 _STRIP_PX = 8192
+
+
+FILES = ("images", "labels", "quality")
+"""Settings that name files or globs: checked before a job is queued."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,12 @@ def plan(settings: Settings) -> Plan:
     labels = open_labels(settings.labels, settings.label_crs)
     grid = _target_grid(settings, scenes, labels)
     legend = load_legend(settings.legend, settings.classes)
-    counts = labels.count(grid, settings.label_resampling)
+    roles = [*(("image", path) for path in scenes.paths), *(("quality", path) for path in scenes.quality_paths)]
+    with ThreadPoolExecutor(1) as pool:
+        # Both read whole files, and neither needs the other.
+        described = pool.submit(plans.describe_sources, [*roles, ("label", labels.path), ("legend", legend.path)])
+        counts = labels.count(grid, settings.label_resampling)
+        sources = described.result()
     class_map = legend.select(counts, labels.path, settings.all_classes)
     layout = lay_out(grid, _rules(settings))
 
@@ -151,8 +161,6 @@ def plan(settings: Settings) -> Plan:
         "col": {"dtype": "int32", "shape": []},
         "transform": {"dtype": "float64", "shape": [6]},
     }
-    roles = [*(("image", path) for path in scenes.paths), *(("quality", path) for path in scenes.quality_paths)]
-    sources = plans.describe_sources([*roles, ("label", labels.path), ("legend", legend.path)])
     # Names of files decide nothing: a data set stays the same when its sources move.
     content = [[s.role, s.sha256] for s in sources if s.role != "legend"]
     named = ("images", "labels", "legend", "classes", "quality", "quality_legend")

@@ -36,6 +36,10 @@ Array = npt.NDArray[Any]
 _REVISION = 1
 
 
+FILES = ("images", "masks")
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess masks` accepts."""

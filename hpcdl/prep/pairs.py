@@ -34,6 +34,10 @@ Array = npt.NDArray[Any]
 _REVISION = 1
 
 
+FILES = ("high", "low", "a", "b")
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess pairs` accepts."""

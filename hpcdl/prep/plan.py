@@ -3,6 +3,7 @@
 A kind is a module of this package with
 
 - `Settings`: a frozen dataclass, each field followed by its help, from which the command line is made;
+- `FILES`, a constant: the settings that name files or globs, which the login node looks for before a job is queued;
 - `plan(settings) -> Plan`: checks all inputs and says which shards there will be, before anything is written;
 - `make_shard(plan, task) -> ShardContent`: what one shard holds, in any process, in any order, always the same;
 - `manifest_entries(plan, attributes) -> dict`: the kind's own manifest keys, from the attributes of all shards by name;

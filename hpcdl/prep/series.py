@@ -39,6 +39,10 @@ from hpcdl.prep.timeseries.windows import (
 _REVISION = 1
 
 
+FILES = ("files",)
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess series` accepts."""

@@ -32,6 +32,20 @@ from hpcdl.resources import Range
 _REVISION = 1
 
 
+FILES = (
+    "corpus",
+    "val_corpus",
+    "test_corpus",
+    "source",
+    "target",
+    "val_source",
+    "val_target",
+    "test_source",
+    "test_target",
+)
+"""Settings that name files or globs: checked before a job is queued."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `hpcdl preprocess text` accepts."""
