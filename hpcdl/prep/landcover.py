@@ -36,7 +36,7 @@ _REVISION = 2
 # Chips are read together, region by region: large enough that a region's rim costs little, small enough for memory.
 _REGION_PX = 1024
 # Regions come in strips no wider than this: GDAL's cache then still holds the strip above.
-_STRIP_PX = 8192
+_STRIP_PX = 4096
 
 
 FILES = ("images", "labels", "quality")

@@ -26,7 +26,7 @@ from hpcdl.raster.warp import GDAL_TYPES, RESAMPLINGS, warped_document
 
 # GDAL's default is a share of the machine's memory, for each worker. It has to hold the source's tiles below a row of
 # blocks; read once, at GDAL's first read.
-os.environ.setdefault("GDAL_CACHEMAX", "256")
+os.environ.setdefault("GDAL_CACHEMAX", "128")
 
 # Files kept open in a process: below the 1024 that a login shell allows, and enough for the scenes around a place.
 _MOST_OPEN = 200
