@@ -3,8 +3,8 @@
 python -m tests.bench            everything
 python -m tests.bench startup    one part (startup, throughput, interruptions, preprocess, loading)
 
-The last two make scenes of up to 20,000² pixels and data sets of 4 GB in each loader's format: 35 GB of disk, kept when HPCDL_BENCH_DATA
-names a folder for them, and most of an hour.
+The last two make scenes of up to 20,000² pixels and data sets of 4 GB in each loader's format: 35 GB of disk, kept when
+HPCDL_BENCH_DATA names a folder for them, and most of an hour.
 """
 
 from __future__ import annotations
