@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from hpcdl.prep.chips import Chips
 
@@ -27,6 +26,8 @@ def smallest_distance(one: Chips, other: Chips, chip_px: int) -> float | None:
     """
     if not len(one) or not len(other):
         return None
+    from scipy.spatial import cKDTree  # takes a while to import, and workers never need it
+
     if len(one) < len(other):
         one, other = other, one
     tree = cKDTree(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -147,8 +148,16 @@ class ShardReader:
 
     @property
     def _fits_memory(self) -> bool:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return sum(shard.num_bytes for shard in self.shards) < _MEMORY_SHARE * free
+        return sum(shard.num_bytes for shard in self.shards) < _MEMORY_SHARE * _available_bytes()
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping: what is free, and what the page cache would give up."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # Where a field lies in its file: an offset to map from, or None and the values of a field that cannot be mapped.
