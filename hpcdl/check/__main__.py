@@ -17,7 +17,7 @@ from hpcdl.check.apart import check_distances, is_map, read_chips
 from hpcdl.check.coverage import check_coverage, coverage_table
 from hpcdl.check.findings import Report
 from hpcdl.check.shards import check_shards
-from hpcdl.errors import FailedError, HpcdlError
+from hpcdl.errors import HpcdlError
 from hpcdl.shards.manifest import Manifest, load_manifest
 
 
@@ -51,7 +51,9 @@ def _check(request: Mapping[str, Any]) -> int:
         if is_map(manifest):
             chips = read_chips(manifest)
             check_distances(manifest, chips, report)
-            report.figures["picture"] = _picture(manifest, chips, request)
+            _draw(manifest, chips, request["picture"], report)
+        elif request["picture"]:
+            report.add("warn", "no picture: these samples do not lie on a map")
     if request["json"]:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:
@@ -59,17 +61,21 @@ def _check(request: Mapping[str, Any]) -> int:
     return 1 if report.failed else 0
 
 
-def _picture(manifest: Manifest, chips: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+def _draw(manifest: Manifest, chips: Mapping[str, Any], wanted: str | None, report: Report) -> None:
     from hpcdl.check.picture import draw_splits  # matplotlib takes a while to come up
 
-    path = Path(request["picture"] or manifest.folder / "splits.png")
+    path = Path(wanted or manifest.folder / "splits.png")
     try:
         draw_splits(path, manifest, dict(chips))
     except OSError as error:
-        raise FailedError(
-            f"{path}: the picture cannot be written: {error.strerror}; choose another --picture"
-        ) from None
-    return str(path)
+        # A shared data set is often one that its readers cannot write to: that says nothing against it.
+        report.add(
+            "fail" if wanted else "warn",
+            f"{path}: the picture cannot be written: {error.strerror}",
+            "give --picture FILE",
+        )
+        return
+    report.figures["picture"] = str(path)
 
 
 def _print(manifest: Manifest, report: Report) -> None:

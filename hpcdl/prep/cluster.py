@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 
 from hpcdl.errors import FailedError
 
@@ -31,6 +31,7 @@ _LAUNCH_NAMES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "SLURM_JOB_ID", "S
 _START_SECONDS = 120
 # Numbers of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_WARM_SECONDS = 10
 # Started before it is known how many there is work for.
 _FIRST_WORKERS = 2
 THREADS = 2
@@ -101,6 +102,8 @@ class Workers:
     def __exit__(self, *raised: object) -> None:
         with contextlib.suppress(Exception):  # it is raised where the client is asked for
             self._starting.result()
+            # A worker that is ended while it imports says so at length.
+            wait(self._warmed, timeout=_WARM_SECONDS)
         self._stack.close()
 
     def client(self, wanted: int) -> Client:
@@ -136,11 +139,10 @@ def _not_started(error: BaseException) -> FailedError:
 
 
 def _call(function: Callable[[], Any]) -> None:
-    _keep_memory()
     function()
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let the allocator use freed memory again: Dask makes it give all back at once, and fresh pages cost more than work."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt

@@ -30,6 +30,7 @@ from hpcdl.raster.grid import Grid
 from hpcdl.raster.labels import Labels, open_labels
 from hpcdl.raster.legend import IGNORE_INDEX, ClassMap, load_legend
 from hpcdl.raster.scene import SceneOptions, Scenes, open_scenes
+from hpcdl.raster.source import MASKED_RESAMPLINGS
 
 # Part of every plan's digest: raise it when the same settings and sources come to mean other bytes.
 _REVISION = 2
@@ -306,6 +307,11 @@ def _check_numbers(settings: Settings) -> None:
     if settings.block_px is not None and settings.block_px < settings.chip_px:
         raise UsageError(
             f"block_px is {settings.block_px}; a block must hold a chip: at least chip_px, {settings.chip_px}"
+        )
+    if settings.quality and settings.resampling not in MASKED_RESAMPLINGS:
+        raise UsageError(
+            f"resampling {settings.resampling!r} would mix what the quality bands leave out into its neighbours; choose one "
+            f"of: {', '.join(MASKED_RESAMPLINGS)}"
         )
     for name in ("min_valid", "test_fraction", "val_fraction"):
         value = getattr(settings, name)

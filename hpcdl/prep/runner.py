@@ -6,13 +6,14 @@ number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from hpcdl.shards.writer import sync
 
 # Failed shards that are named, with keep_going.
 _MOST_TOLD = 20
+# A shard that is being made when another one fails takes no longer than this.
+_IDLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ def run(request: Request) -> Path:
     if request.workers is not None and request.workers < 1:
         raise UsageError(f"workers is {request.workers}; it must be at least 1")
     most = request.workers or len(os.sched_getaffinity(0))
+    # Before workers are started beside it: OpenCV changes sys.path while it is imported, and new processes inherit that.
+    kind = load_kind(request.kind)
     with join_launch(out) as joined, Workers(joined, most, functools.partial(load_kind, request.kind)) as workers:
-        kind = load_kind(request.kind)
         plan = kind.plan(build_settings(kind, request.kind, request.settings))
-        with locked(out):
+        with locked(out), _told_when_full(out):
             expected = prepare(out, plan, request.overwrite)
             shards = _write_all(workers.client(len(plan.shards)), request, plan, out, expected)
             manifest = _manifest(request, kind, plan, shards)
@@ -120,10 +124,29 @@ def _write_all(
             failures[task.name] = _told(error, folder, task)
             if not request.keep_going:
                 client.cancel(list(futures))
+                _await_idle(client)
                 raise failures[task.name]
     if failures:
         raise FailedError(_told_together([str(failures[task.name]) for task in plan.shards if task.name in failures]))
     return {task.name: done[task.name] for task in plan.shards}
+
+
+@contextlib.contextmanager
+def _told_when_full(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FailedError(
+            f"{error.filename or out}: cannot be written: {error.strerror or error}; finished shards stay, so run the same "
+            "command again"
+        ) from None
+
+
+def _await_idle(client: Client) -> None:
+    """Wait a while for what is under way: the folder's lock must not go while a worker still writes there."""
+    until = time.monotonic() + _IDLE_SECONDS
+    while any(client.processing().values()) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _dealt(tasks: Sequence[ShardTask], num_workers: int) -> list[ShardTask]:

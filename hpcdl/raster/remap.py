@@ -97,7 +97,8 @@ class Remap:
     def footprint(self, row: int, col: int, height: int, width: int) -> Footprint:
         """Where the centres of a window's pixels lie; the last answer is kept, for the further files of a scene."""
         key = (row, col, height, width)
-        if self._last is None or self._last[0] != key:
+        last = self._last
+        if last is None or last[0] != key:
             cells = (
                 np.arange(row // self._step, (row + height - 1) // self._step + 2),
                 np.arange(col // self._step, (col + width - 1) // self._step + 2),
@@ -108,8 +109,8 @@ class Remap:
                 rough = self._rough(nodes, *cells)
                 if rough.any():
                     self._make_exact(found, rough, row, col)
-            self._last = key, Footprint(*found)
-        return self._last[1]
+            last = self._last = key, Footprint(*found)
+        return last[1]
 
     def _nodes(self, rows: Array, cols: Array) -> tuple[Places, Places]:
         """(rows, columns) on the source of lattice nodes; node n is the centre of pixel n · step."""

@@ -28,6 +28,9 @@ from hpcdl.raster.warp import GDAL_TYPES, RESAMPLINGS, warped_document
 # blocks; read once, at GDAL's first read.
 os.environ.setdefault("GDAL_CACHEMAX", "128")
 
+MASKED_RESAMPLINGS = ("nearest", "bilinear")
+"""Methods that leave pixels out which a quality band says are not to be used; the others go through GDAL."""
+
 # Files kept open in a process: below the 1024 that a login shell allows, and enough for the scenes around a place.
 _MOST_OPEN = 200
 
@@ -136,12 +139,12 @@ class RasterSource:
             with _quiet():
                 if offset is not None:
                     return self._copy(offset[0] + row, offset[1] + col, height, width)
-                if resampling in ("nearest", "bilinear"):
+                if resampling in MASKED_RESAMPLINGS:
                     return self._remap(grid, row, col, height, width, resampling)
                 if self._quality is not None:
                     raise UsageError(
                         f"resampling {resampling!r} would mix what {self._quality[0].path} leaves out into its neighbours; "
-                        "with quality bands choose nearest or bilinear"
+                        f"with quality bands choose {' or '.join(MASKED_RESAMPLINGS)}"
                     )
                 return self._warp(grid, row, col, height, width, resampling)
         except (RasterioError, OSError) as error:

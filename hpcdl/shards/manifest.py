@@ -75,7 +75,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         splits = {
             split: tuple(
-                Shard(shard["file"], shard["num_samples"], shard["num_bytes"], shard["sha256"])
+                Shard(_plain_name(path, shard["file"]), shard["num_samples"], shard["num_bytes"], shard["sha256"])
                 for shard in body["shards"]
             )
             for split, body in entries["splits"].items()
@@ -86,6 +86,13 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.digest != data_digest(entries["fields"], entries["splits"]):
         raise UsageError(f"{path}: was changed by hand: its digest does not fit its shards; preprocess the data again")
     return manifest
+
+
+def _plain_name(path: Path, file: str) -> str:
+    """The name of a shard, which lies beside the manifest and nowhere else: copies are written under it."""
+    if not file or file != Path(file).name or file.startswith("."):
+        raise UsageError(f"{path}: names a shard {file!r}; shards lie in the data set's own folder")
+    return file
 
 
 def build_manifest(

@@ -156,8 +156,21 @@ def _available_bytes() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min(int(line.split()[1]) * 1024, _job_limit_bytes())
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _job_limit_bytes() -> int:
+    """What the job may use, which Slurm sets by control groups; very much when nothing limits it."""
+    for root, file in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in Path("/proc/self/cgroup").read_text().splitlines():
+                _, controllers, group = line.split(":", 2)
+                if controllers in ("", "memory"):
+                    text = Path(f"{root}{group}/{file}").read_text().strip()
+                    if text.isdecimal():
+                        return int(text)
+    return 1 << 62
 
 
 # Where a field lies in its file: an offset to map from, or None and the values of a field that cannot be mapped.

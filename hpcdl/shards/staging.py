@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ _PIECE_BYTES = 8 << 20
 _SPARE = 0.02
 
 
-def stage_folder(place: str | None, run_name: str, digest: str) -> Path:
-    """Where a run's copies lie on this node.
+def stage_folder(place: str | None, owner: str, digest: str) -> Path:
+    """Where the copies for one attempt at a run lie on this node.
 
     Args:
         place: a folder of the node's own disk with variables such as $SLURM_JOB_ID; $TMPDIR, or /tmp, when None.
+        owner: the attempt, by a text that no other has: two that shared a folder would remove it under each other.
+        digest: of the data set.
 
     Raises:
         OSError: a variable is not set.
@@ -36,7 +39,7 @@ def stage_folder(place: str | None, run_name: str, digest: str) -> Path:
     chosen = os.path.expandvars(place) if place else tempfile.gettempdir()
     if "$" in chosen:
         raise OSError(f"{chosen}: a variable in it is not set on this node")
-    return Path(chosen) / f"{PREFIX}{hashlib.sha256(run_name.encode()).hexdigest()[:8]}-{digest[:16]}"
+    return Path(chosen) / f"{PREFIX}{hashlib.sha256(owner.encode()).hexdigest()[:12]}-{digest[:16]}"
 
 
 def used_shards(manifest: Manifest, splits: Sequence[str]) -> list[Shard]:
@@ -50,15 +53,18 @@ def make_room(folder: Path, shards: Sequence[Shard]) -> None:
     Raises:
         OSError: it cannot be made, belongs to somebody else, or there is not enough room.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder}: belongs to another user")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # In /tmp somebody else may have been here first, with a link to where we must not write.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder}: is not a folder that only its owner, this user, can write")
     missing = sum(shard.num_bytes for shard in shards if _size(folder / shard.file) != shard.num_bytes)
     usage = shutil.disk_usage(folder)
     free = usage.free - _SPARE * usage.total
     if missing > free:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        remove(folder)
         raise OSError(f"{folder}: needs {missing / 1e9:.1f} GB, {max(free, 0) / 1e9:.1f} GB are free")
 
 
@@ -108,7 +114,7 @@ def _copy(source: Path, copy: Path, shard: Shard) -> int:
             incoming = source.open("rb", buffering=0)
         except OSError as error:
             raise _damaged(source, f"cannot be read ({error.strerror})") from None
-        with incoming, temporary.open("wb", buffering=0) as outgoing:
+        with incoming, temporary.open("wb") as outgoing:
             while piece := _piece(incoming, source):
                 found.update(piece)
                 outgoing.write(piece)

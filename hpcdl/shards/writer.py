@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcdl.errors import FailedError
+
+CHECK_SUMS = "crc32"
+"""Root attribute: CRC-32 of each field's values, in the order of the fields' names."""
 
 # Linux writes at most 2 GB at once.
 _PIECE_BYTES = 1 << 30
@@ -35,16 +39,18 @@ def write_shard_file(path: Path, fields: Mapping[str, npt.NDArray[Any]], attribu
         raise FailedError(f"{path}: fields of unequal length: {lengths}; every field needs one entry a sample")
     # A fixed file version, and no times: bytes must not depend on when or by how many processes they were written.
     # Fields start on pages, so that a mapped file is aligned for every dtype.
-    with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=1024, alignment_interval=4096) as file:
-        offsets = {name: _reserve(file, name, array) for name, array in fields.items()}
-        for name, value in attributes.items():
+    arrays = {name: np.ascontiguousarray(array) for name, array in fields.items()}
+    sums = np.array([zlib.crc32(_bytes_of(arrays[name])) for name in sorted(arrays)], np.uint32)
+    with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=4096) as file:
+        offsets = {name: _reserve(file, name, array) for name, array in arrays.items()}
+        for name, value in {**attributes, CHECK_SUMS: sums}.items():
             file.attrs[name] = value
     # The values are written beside HDF5, which would keep all other threads of this process waiting.
     descriptor = os.open(path, os.O_WRONLY)
     try:
         for name, offset in offsets.items():
             if offset is not None:
-                _write_at(descriptor, np.ascontiguousarray(fields[name]), offset)
+                _write_at(descriptor, arrays[name], offset)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -62,8 +68,12 @@ def _reserve(file: h5py.File, name: str, array: npt.NDArray[Any]) -> int | None:
     return offset
 
 
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
 def _write_at(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
-    data = array.reshape(-1).view(np.uint8).data
+    data = _bytes_of(array)
     while len(data):
         written = os.pwrite(descriptor, data[:_PIECE_BYTES], offset)
         data, offset = data[written:], offset + written
@@ -97,6 +107,17 @@ def read_shard_header(path: Path) -> ShardHeader:
         )
     offsets = {name: int(offset) for name, offset in places.items() if offset is not None}
     return ShardHeader(lengths.pop(), attributes, offsets)
+
+
+def values_are_whole(path: Path, header: ShardHeader) -> bool:
+    """Whether all fields hold what was written, by the check sums that the shard carries."""
+    sums = np.atleast_1d(header.attributes.get(CHECK_SUMS, ()))
+    with h5py.File(path, "r", locking=False) as file:
+        names = sorted(file)
+        return len(sums) == len(names) and all(
+            zlib.crc32(_bytes_of(np.ascontiguousarray(file[name][...]))) == total
+            for name, total in zip(names, sums.tolist(), strict=True)
+        )
 
 
 def sync(path: Path) -> None:

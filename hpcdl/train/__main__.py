@@ -60,7 +60,7 @@ def main(run: RunDir, began: float) -> int:
     with contextlib.ExitStack() as until_end:
         if settings.stage:
             note = attempt_of(run, attempt) if attempt else None
-            copies = staged(manifest, ("train", "val"), spec.get("node_scratch"), run.name, note, comm)
+            copies = staged(manifest, ("train", "val"), spec.get("node_scratch"), f"{run.path}:{attempt}", note, comm)
             manifest, taken = until_end.enter_context(copies)
             if comm.rank == 0:
                 _tell_staged(manifest, taken)

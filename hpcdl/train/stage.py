@@ -37,7 +37,7 @@ def staged(
     Args:
         splits: what is needed of the data set.
         place: where, see staging.stage_folder.
-        name: the run's name.
+        name: of this attempt at the run, as no other one is called.
         attempt: where a note of the folder is left, so that the agent can remove it if this process is killed.
 
     Raises:
@@ -48,41 +48,45 @@ def staged(
     mine = [rank for rank, node in enumerate(nodes) if node == nodes[comm.rank]]
     first = comm.rank == mine[0]
     shards = staging.used_shards(manifest, splits)
-    folder, why = _prepare(place, name, manifest, shards) if first else (None, "")
-    rows = _tell(comm, {"folder": str(folder or ""), "why": why})
-    folder = Path(rows[mine[0]]["folder"]) if rows[mine[0]]["folder"] else None
-    why = rows[mine[0]]["why"]
-    if folder is not None and first and attempt is not None:
-        attempt.stage_note(nodes[comm.rank]).write_text(str(folder), encoding="utf-8")
-    read, damage = 0, ""
-    if folder is not None:
-        try:
-            read = staging.copy_shards(manifest, folder, shards[mine.index(comm.rank) :: len(mine)], _show_life)
-        except FailedError as error:
-            damage = str(error)
-        except OSError as error:
-            why = f"{error.filename or folder}: {error.strerror or error}"
-    rows = _tell(comm, {"read": read, "why": why, "damage": damage})
-    damages = [row["damage"] for row in rows if row["damage"]]
-    failures = [rows[rank]["why"] for rank in mine if rows[rank]["why"]]
-    ready = folder is not None and not failures and not damages
-    try:
-        if damages:
+    with contextlib.ExitStack() as until_end:
+        folder, why = _prepare(place, name, manifest, shards) if first else (None, "")
+        if folder is not None:
+            # The ranks of a node may still read what is unlinked here: it is gone once they have ended.
+            copies = until_end.enter_context(contextlib.ExitStack())
+            copies.callback(staging.remove, folder)
+            if attempt is not None:
+                with contextlib.suppress(OSError):
+                    attempt.stage_note(nodes[comm.rank]).write_text(str(folder), encoding="utf-8")
+        head = _tell(comm, {"folder": str(folder or ""), "why": why})[mine[0]]
+        place_here, why = Path(head["folder"]) if head["folder"] else None, head["why"]
+        read, damage = 0, ""
+        if place_here is not None:
+            try:
+                read = staging.copy_shards(manifest, place_here, shards[mine.index(comm.rank) :: len(mine)], _show_life)
+            except FailedError as error:
+                damage = str(error)
+            except OSError as error:
+                why = f"{error.filename or place_here}: {error.strerror or error}"
+        rows = _tell(comm, {"read": read, "why": why, "damage": damage})
+        if damages := [row["damage"] for row in rows if row["damage"]]:
             raise AgreedError(damages[0])
-        if ready and first and folder is not None:
-            staging.finish(manifest, folder)
-        elif first and not ready:
+        failures = [rows[rank]["why"] for rank in mine if rows[rank]["why"]]
+        if first and not failures and folder is not None:
+            try:
+                staging.finish(manifest, folder)
+            except OSError as error:
+                failures = [f"{folder}: {error.strerror}"]
+        # On every node the copy of the manifest is there now, or is known not to be.
+        failures = _tell(comm, {"failures": failures})[mine[0]]["failures"]
+        if failures and first:
             print(
                 f"hpcdl: {nodes[comm.rank]}: the data set is not staged: {failures[0]}; it is read from {manifest.folder}",
                 file=sys.stderr,
             )
-        _tell(comm, {})  # on every node the copy of the manifest is there now
-        used = load_manifest(folder) if ready and folder is not None else manifest
-        yield used, _account(rows, nodes, ready, time.monotonic() - began)
-    finally:
-        # The ranks of a node may still read what is unlinked here: it is gone once they have ended.
-        if folder is not None and first:
-            staging.remove(folder)
+            if folder is not None:
+                copies.close()
+        used = manifest if failures or place_here is None else load_manifest(place_here)
+        yield used, _account(rows, nodes, used is not manifest, time.monotonic() - began)
 
 
 def _prepare(place: str | None, name: str, manifest: Manifest, shards: Sequence[Any]) -> tuple[Path | None, str]:

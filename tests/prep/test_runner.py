@@ -209,9 +209,10 @@ def test_sigterm_ends_the_workers_and_releases_the_folder(made, signals):
     process = start(folder, out, workers=2)
     try:
         deadline = time.monotonic() + 60
-        while not list(out.glob("*.h5")) and process.poll() is None:
+        while not (out / ".lock").exists() or len(children(process.pid)) < 2:
+            assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.002)
         workers = children(process.pid)
         assert len(workers) >= 2
         started = time.monotonic()

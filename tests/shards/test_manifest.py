@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcdl.errors import FailedError, UsageError
-from hpcdl.shards.manifest import load_manifest, verify_shard
+from hpcdl.shards.manifest import build_manifest, load_manifest, save_manifest, verify_shard
 from tests.datasets import write_blobs
 
 
@@ -46,4 +46,13 @@ def test_a_manifest_changed_by_hand_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_no_manifests(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UsageError, match=r"manifest\.json"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil.h5", "/etc/evil.h5", "sub/evil.h5", ".hidden.h5", "", ".."])
+def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Staging writes copies under these names."""
+    splits = {"train": {"shards": [{"file": name, "num_samples": 1, "num_bytes": 1, "sha256": "0"}]}}
+    save_manifest(tmp_path, build_manifest("images", {}, splits, {}))
+    with pytest.raises(UsageError, match="names a shard"):
         load_manifest(tmp_path)

@@ -79,3 +79,21 @@ def test_nothing_else_is_ever_removed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     staging.remove(tmp_path / "precious")
     assert (tmp_path / "precious").is_dir()
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path, manifest: Manifest) -> None:
+    folder = staging.stage_folder(str(tmp_path), "run", manifest.digest)
+    (tmp_path / "mine").mkdir()
+    folder.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="is not a folder that only its owner"):
+        staging.make_room(folder, staging.used_shards(manifest, ("train",)))
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(OSError, match="is not a folder that only its owner"):
+        staging.make_room(folder, staging.used_shards(manifest, ("train",)))
+
+
+def test_two_attempts_never_share_a_folder() -> None:
+    folders = {staging.stage_folder("/x", owner, "d" * 64) for owner in ("/runs/a:7-0", "/runs/a:7-1", "/runs/b:7-0")}
+    assert len(folders) == 3
