@@ -76,7 +76,7 @@ def test_without_a_manifest_shards_of_another_plan_are_replaced(tmp_path, capsys
     (tmp_path / "test-00000.h5").write_bytes(b"damaged")
     assert prepare(tmp_path, plan_of("a"), overwrite=False) == {}
     header = read_shard_header(tmp_path / "train-00000.h5")
-    assert (header.num_samples, header.attributes) == (3, {"plan": "a"})
+    assert (header.num_samples, header.attributes["plan"]) == (3, "a")
     assert capsys.readouterr().err == ""
     assert prepare(tmp_path, plan_of("b"), overwrite=False) == {}
     assert [path.name for path in tmp_path.glob("*.h5")] == ["test-00000.h5"]
