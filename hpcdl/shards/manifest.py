@@ -55,8 +55,11 @@ def load_manifest(folder: Path) -> Manifest:
         UsageError: no such folder or manifest, not JSON, another format or version, or a digest that does not fit.
     """
     if not (folder / NAME).is_file():
-        what = "has no manifest.json (an unfinished data set?)" if folder.is_dir() else "does not exist"
-        raise UsageError(f"{folder}: the data set {what}; make it with `hpcdl preprocess`")
+        what = "the data set does not exist"
+        if folder.exists():
+            unfinished = "the data set has no manifest.json (an unfinished data set?)"
+            what = unfinished if folder.is_dir() else "is a file; a data set is a folder"
+        raise UsageError(f"{folder}: {what}; make it with `hpcdl preprocess`")
     return read_manifest(folder / NAME)
 
 

@@ -246,7 +246,7 @@ def _by_key(
 
 def _expand(pattern: str, option: str) -> tuple[list[Path], Path]:
     """Files and folders of a name or glob, and the folder that their names start from."""
-    pattern = os.path.expanduser(pattern)  # noqa: PTH111
+    pattern = os.path.expanduser(pattern)  # noqa: PTH111 - it may be a glob, which is text
     if os.path.lexists(pattern):
         path = Path(pattern)
         return [path], path if path.is_dir() else path.parent

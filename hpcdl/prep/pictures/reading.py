@@ -118,16 +118,6 @@ def picture_form(path: Path, mode: str | None = None) -> Form:
     return Form(num_channels(channels, has_alpha, mode or "keep", str(path)), height, width, dtype)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture when upright, without decoding its pixels.
-
-    Raises:
-        FailedError: missing, damaged or no picture; names the file.
-    """
-    form = picture_form(path, "values")
-    return form.height, form.width
-
-
 def convert_picture(pixels_CHW: Array, has_alpha: bool, mode: str, alpha: Alpha, where: str) -> Array:
     """Pixels in the channels of a mode; see the module docstring and `read_picture`.
 

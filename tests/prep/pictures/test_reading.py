@@ -7,7 +7,7 @@ from PIL import Image
 from rasterio.transform import Affine
 
 from hpcdl.errors import FailedError
-from hpcdl.prep.pictures.reading import Form, picture_form, picture_size, read_picture, read_windows
+from hpcdl.prep.pictures.reading import Form, picture_form, read_picture, read_windows
 from hpcdl.prep.pictures.resizing import fit_of, resize_picture
 from tests.generators import UTM, image_affine, truncate, write_raster
 
@@ -16,6 +16,11 @@ GRAY = DRAW.integers(0, 256, (5, 7), np.uint8)
 RGB = DRAW.integers(0, 256, (5, 7, 3), np.uint8)
 RGBA = DRAW.integers(0, 256, (5, 7, 4), np.uint8)
 DEEP = DRAW.integers(0, 65536, (5, 7), np.uint16)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    form = picture_form(path, "values")
+    return form.height, form.width
 
 
 def save(path, image, **options):
